@@ -1,0 +1,17 @@
+//! `storageos`: a directory kept in identical copies on several nodes.
+//!
+//! The modules are layers; an arrow may only point down this list:
+//! [`cli`] and [`api`] (doors) → [`node`] (composition) → [`fuse`] → [`fs`] → [`replication`] → [`block`];
+//! [`cluster`] (control plane) and [`rpc`] (transport) stand beside them, [`volume`] (pure rules) below all.
+//! `ARCHITECTURE.md` is the map.
+
+pub mod api;
+pub mod block;
+pub mod cli;
+pub mod cluster;
+pub mod fs;
+pub mod fuse;
+pub mod node;
+pub mod replication;
+pub mod rpc;
+pub mod volume;

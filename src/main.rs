@@ -1,0 +1,2 @@
+//! The `storageos` binary: command line and daemon in one.
+fn main() {}

@@ -1,0 +1,1 @@
+//! The daemon's composition root: starts, wires and stops the rest.

@@ -1,0 +1,1 @@
+//! tarpc services, framing, connections. Knows nothing of what messages mean.

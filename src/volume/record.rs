@@ -1,0 +1,122 @@
+//! The records that the control store keeps: volumes, nodes, mount claims.
+//!
+//! Stored as JSON. Invariants, asserted by [`Configuration::check`]: the master is in `in_sync`; no node is both
+//! `in_sync` and `syncing`. Every change of a [`Configuration`] raises its epoch and is a compare-and-swap.
+
+use super::{NodeId, VolumeId};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Who holds a volume's copies, and at which epoch: the part that fences writes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Configuration {
+    /// Raised by every change of this record; a copy refuses messages of a lower one.
+    pub epoch: u64,
+    /// The node that orders writes. `None` until placed.
+    pub master: Option<NodeId>,
+    /// Nodes whose copies hold every acknowledged write, the master's included.
+    pub in_sync: BTreeSet<NodeId>,
+    /// Nodes whose copies are being brought up to date; never promoted, never counted.
+    pub syncing: BTreeSet<NodeId>,
+    /// The most replicas that were in sync at once, at most the label's number. A replica is lost when fewer are in
+    /// sync than that; one that is still being added to a live volume is not a loss.
+    pub established: u8,
+}
+
+impl Configuration {
+    /// The configuration of a volume that has not been placed yet.
+    #[must_use]
+    pub fn unplaced() -> Self {
+        Self {
+            epoch: 0,
+            master: None,
+            in_sync: BTreeSet::new(),
+            syncing: BTreeSet::new(),
+            established: 0,
+        }
+    }
+
+    /// Replicas in sync: the in-sync copies without the master's.
+    #[must_use]
+    pub fn replicas_in_sync(&self) -> u8 {
+        let others = self.in_sync.len().saturating_sub(usize::from(self.master.is_some()));
+        u8::try_from(others).unwrap_or(u8::MAX)
+    }
+
+    /// Whether the record's invariants hold.
+    #[must_use]
+    pub fn check(&self) -> bool {
+        self.master.is_none_or(|m| self.in_sync.contains(&m)) && self.in_sync.is_disjoint(&self.syncing)
+    }
+}
+
+/// Which node has the volume mounted, and where. One at a time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MountClaim {
+    /// The node whose daemon serves the mount.
+    pub node: NodeId,
+    /// The directory, as seen in the namespace of whoever mounted it.
+    pub mountpoint: String,
+    /// When the claim was taken.
+    pub mounted_at: Timestamp,
+    /// Mounted read-only.
+    pub read_only: bool,
+}
+
+/// A volume, as the control store keeps it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Volume {
+    /// Never reused.
+    pub id: VolumeId,
+    /// The namespace's name.
+    pub namespace: String,
+    /// Unique in its namespace.
+    pub name: String,
+    /// Free text.
+    pub description: String,
+    /// Capacity for file data, in bytes; a multiple of the block size.
+    pub size: u64,
+    /// Labels in their canonical spelling (`storageos.com/…`) and the user's own.
+    pub labels: BTreeMap<String, String>,
+    /// Terms a node's labels must meet to hold a copy; empty: any node.
+    pub node_selector: String,
+    /// Who holds the copies.
+    pub configuration: Configuration,
+    /// Whether a master has ever made the file system; until then copies are empty.
+    pub formatted: bool,
+    /// Who has it mounted.
+    pub mount: Option<MountClaim>,
+    /// When it was created.
+    pub created_at: Timestamp,
+    /// Set by `volume rm`: copies are being removed, then the record goes.
+    pub deleting: bool,
+}
+
+/// A node, as the control store keeps it. Whether it lives is told by its lease, not by this record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Node {
+    /// Kept in the node's data directory.
+    pub id: NodeId,
+    /// Unique in the cluster.
+    pub name: String,
+    /// `ADDR:PORT` where the node's daemon listens for its peers.
+    pub address: String,
+    /// Labels in their canonical spelling and the user's own.
+    pub labels: BTreeMap<String, String>,
+    /// Takes no new copies.
+    pub cordoned: bool,
+    /// Its copies are being moved off.
+    pub drained: bool,
+    /// Bytes of the file system that holds its copies.
+    pub capacity: u64,
+    /// Bytes free there, at the last report.
+    pub free: u64,
+    /// The daemon's version.
+    pub version: String,
+    /// When the node first joined.
+    pub created_at: Timestamp,
+}
