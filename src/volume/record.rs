@@ -1,7 +1,7 @@
 //! The records that the control store keeps: volumes, nodes, mount claims.
 //!
-//! Stored as JSON. Invariants, asserted by [`Configuration::check`]: the master is in `in_sync`; no node is both
-//! `in_sync` and `syncing`. Every change of a [`Configuration`] raises its epoch and is a compare-and-swap.
+//! Stored as JSON. Invariants, asserted by [`Configuration::check`]: the master is in `in_sync`; no node is in two of
+//! `in_sync`, `syncing` and `lost`. Every change of a [`Configuration`] raises its epoch and is a compare-and-swap.
 
 use super::{NodeId, VolumeId};
 use jiff::Timestamp;
@@ -19,6 +19,9 @@ pub struct Configuration {
     pub in_sync: BTreeSet<NodeId>,
     /// Nodes whose copies are being brought up to date; never promoted, never counted.
     pub syncing: BTreeSet<NodeId>,
+    /// Copies that left `in_sync` and when; out of date, but worth keeping: if its node returns before it is replaced, only
+    /// what changed is sent. A node that finds itself in none of the three sets removes its copy.
+    pub lost: BTreeMap<NodeId, Timestamp>,
     /// The most replicas that were in sync at once, at most the label's number. A replica is lost when fewer are in
     /// sync than that; one that is still being added to a live volume is not a loss.
     pub established: u8,
@@ -33,6 +36,7 @@ impl Configuration {
             master: None,
             in_sync: BTreeSet::new(),
             syncing: BTreeSet::new(),
+            lost: BTreeMap::new(),
             established: 0,
         }
     }
@@ -47,7 +51,12 @@ impl Configuration {
     /// Whether the record's invariants hold.
     #[must_use]
     pub fn check(&self) -> bool {
-        self.master.is_none_or(|m| self.in_sync.contains(&m)) && self.in_sync.is_disjoint(&self.syncing)
+        self.master.is_none_or(|m| self.in_sync.contains(&m))
+            && self.in_sync.is_disjoint(&self.syncing)
+            && self
+                .lost
+                .keys()
+                .all(|n| !self.in_sync.contains(n) && !self.syncing.contains(n))
     }
 }
 
@@ -85,14 +94,13 @@ pub struct Volume {
     pub node_selector: String,
     /// Who holds the copies.
     pub configuration: Configuration,
-    /// Whether a master has ever made the file system; until then copies are empty.
+    /// Whether a master has ever made the file system. Until then a node may create an empty copy for its place in
+    /// `in_sync`; afterwards a missing copy is a failed one, never silently replaced by an empty one.
     pub formatted: bool,
     /// Who has it mounted.
     pub mount: Option<MountClaim>,
     /// When it was created.
     pub created_at: Timestamp,
-    /// Set by `volume rm`: copies are being removed, then the record goes.
-    pub deleting: bool,
 }
 
 /// A node, as the control store keeps it. Whether it lives is told by its lease, not by this record.
