@@ -1,1 +1,28 @@
-//! tarpc services, framing, connections. Knows nothing of what messages mean.
+//! The transport between nodes: one listening port, a hello that says what a connection is for, and frames that carry
+//! [`tarpc`] messages whose block data travels beside the serialised part, never through serde.
+//!
+//! Knows nothing of what messages mean. Invariants: a connection has one [`Kind`], so block data and control traffic
+//! never share one; nothing is allocated for a length before it was checked against its limit; whatever bytes a peer
+//! sends, the answer is an error of that connection alone.
+//!
+//! A service is a `#[tarpc::service]` trait. Its server side is given to [`Builder::on`] with [`serve`], its
+//! client side is made from a [`Peer`]'s channel (`FooClient::from(peer.channel().await?)`).
+//!
+//! Two things of tarpc to keep in mind: the server runs the requests of a connection concurrently, and a passed
+//! deadline or a dropped call aborts its handler at an await, so work that must finish runs in a task of its own.
+
+mod frame;
+mod hello;
+mod payload;
+mod peer;
+mod server;
+#[cfg(test)]
+mod tests;
+mod transport;
+
+pub use frame::{MAX_DEADLINE, MAX_HEAD, MAX_PAYLOAD, Message, WireRequest, WireResponse};
+pub use hello::{Identity, IdentityError, Kind, PROTOCOL_VERSION, Refusal};
+pub use payload::{Payload, Sums};
+pub use peer::{ConnectError, Limits, Peer, call, connect, connection_lost, within};
+pub use server::{Builder, Connection, Server, serve};
+pub use transport::{Socket, Transport};

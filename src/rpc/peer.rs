@@ -1,0 +1,292 @@
+//! The calling side: opening a connection, and [`Peer`], which keeps one open and reopens it when it broke.
+//!
+//! A broken connection fails all its calls at once; the next call opens a new one. What a repeated call would do twice
+//! is the caller's concern: the peer never repeats a call by itself.
+
+use super::{
+    hello::{Hello, Identity, Kind, LENGTH, Refusal},
+    server::Connection,
+    transport::Transport,
+};
+use parking_lot::Mutex;
+use serde::{Serialize, de::DeserializeOwned};
+use std::{
+    io,
+    sync::{Arc, Weak},
+    time::{Duration, Instant},
+};
+use tarpc::{
+    ClientMessage, RequestName, Response,
+    client::{self, Channel, RpcError},
+    context,
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    sync::watch,
+    time,
+};
+use tokio_util::sync::CancellationToken;
+
+/// First pause after a failed attempt to connect; doubles up to [`MAX_PAUSE`].
+const MIN_PAUSE: Duration = Duration::from_millis(20);
+const MAX_PAUSE: Duration = Duration::from_secs(1);
+
+/// Why a connection could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The network's reason.
+    #[error("cannot connect to {address}: {error}")]
+    Io {
+        /// Where to.
+        address: String,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// Nobody answered in time.
+    #[error("cannot connect to {0}: no answer in time")]
+    Timeout(String),
+    /// Who answered is not one of us.
+    #[error("{0} does not speak our protocol")]
+    Stranger(String),
+    /// The other node does not want this connection.
+    #[error("{address} refused the connection: {reason}")]
+    Refused {
+        /// Where to.
+        address: String,
+        /// What it said.
+        reason: Refusal,
+    },
+}
+
+/// Opens a connection of `kind` to `address` (`HOST:PORT`), hello included, within `deadline`.
+///
+/// # Errors
+/// See [`ConnectError`].
+pub async fn connect(
+    address: &str,
+    kind: Kind,
+    identity: &Identity,
+    deadline: Duration,
+) -> Result<Connection, ConnectError> {
+    let io = |error| ConnectError::Io {
+        address: address.to_owned(),
+        error,
+    };
+    let open = async {
+        let mut socket = TcpStream::connect(address).await.map_err(io)?;
+        socket.set_nodelay(true).map_err(io)?;
+        let remote = socket.peer_addr().map_err(io)?;
+        let hello = Hello::new(identity, kind as u8).encode();
+        socket.write_all(&hello).await.map_err(io)?;
+        let mut bytes = [0; LENGTH];
+        socket.read_exact(&mut bytes).await.map_err(io)?;
+        let answer = Hello::decode(&bytes).ok_or_else(|| ConnectError::Stranger(address.to_owned()))?;
+        if let Some(reason) = answer.refusal() {
+            return Err(ConnectError::Refused {
+                address: address.to_owned(),
+                reason,
+            });
+        }
+        Ok(Connection {
+            node: answer.node,
+            cluster: answer.cluster,
+            address: remote,
+            stop: CancellationToken::new(),
+            socket: Box::new(socket),
+        })
+    };
+    time::timeout(deadline, open)
+        .await
+        .unwrap_or_else(|_| Err(ConnectError::Timeout(address.to_owned())))
+}
+
+/// Starts the client side of a service on a connection. The future drives it and ends when the connection is lost; all
+/// its calls have failed by then.
+pub fn call<Req, Resp>(
+    connection: Connection,
+    limits: Limits,
+) -> (Channel<Req, Resp>, impl Future<Output = ()> + Send + 'static)
+where
+    Req: RequestName + Serialize + DeserializeOwned + Send + 'static,
+    Resp: Serialize + DeserializeOwned + Send + 'static,
+{
+    let transport: Transport<ClientMessage<Req>, Response<Resp>> = connection.transport();
+    let mut config = client::Config::default();
+    config.max_in_flight_requests = limits.in_flight;
+    config.pending_request_buffer = limits.in_flight;
+    let client = client::new(config, transport);
+    let drive = async move {
+        if let Err(error) = client.dispatch.await {
+            tracing::debug!(%error, "connection lost");
+        }
+    };
+    (client.client, drive)
+}
+
+/// Bounds of a [`Peer`].
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Time to open a connection.
+    pub connect: Duration,
+    /// Calls in flight; more wait.
+    pub in_flight: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(3),
+            in_flight: 256,
+        }
+    }
+}
+
+struct Open<Req, Resp> {
+    channel: Channel<Req, Resp>,
+    stop: CancellationToken,
+}
+
+struct Retry {
+    pause: Duration,
+    not_before: Option<Instant>,
+}
+
+/// A node to call: connects at the first call, and again at the next call after the connection was lost.
+pub struct Peer<Req, Resp> {
+    address: String,
+    kind: Kind,
+    identity: Identity,
+    limits: Limits,
+    open: Mutex<Option<Open<Req, Resp>>>,
+    /// Held while connecting, so that callers share one attempt.
+    connecting: tokio::sync::Mutex<Retry>,
+    /// How many connections were lost so far.
+    lost: watch::Sender<u64>,
+    /// Ends the connections' tasks with the peer.
+    stop: CancellationToken,
+    /// Handed to the connection's task, which outlives no peer but may outlive a borrow of it.
+    shared: Weak<Self>,
+}
+
+impl<Req, Resp> Peer<Req, Resp>
+where
+    Req: RequestName + Serialize + DeserializeOwned + Send + 'static,
+    Resp: Serialize + DeserializeOwned + Send + 'static,
+{
+    /// A peer at `address` (`HOST:PORT`). Does not connect yet.
+    #[must_use]
+    pub fn new(address: String, kind: Kind, identity: Identity, limits: Limits) -> Arc<Self> {
+        Arc::new_cyclic(|shared| Self {
+            address,
+            kind,
+            identity,
+            limits,
+            open: Mutex::new(None),
+            connecting: tokio::sync::Mutex::new(Retry {
+                pause: MIN_PAUSE,
+                not_before: None,
+            }),
+            lost: watch::Sender::new(0),
+            stop: CancellationToken::new(),
+            shared: shared.clone(),
+        })
+    }
+
+    /// Where the peer is.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// The open connection's channel, if there is one.
+    #[must_use]
+    pub fn current(&self) -> Option<Channel<Req, Resp>> {
+        self.open.lock().as_ref().map(|open| open.channel.clone())
+    }
+
+    /// The channel to call through, after connecting if need be. After a failed attempt the next one waits a moment (at
+    /// most a second).
+    ///
+    /// # Errors
+    /// See [`ConnectError`].
+    pub async fn channel(&self) -> Result<Channel<Req, Resp>, ConnectError> {
+        if let Some(channel) = self.current() {
+            return Ok(channel);
+        }
+        let mut retry = self.connecting.lock().await;
+        if let Some(channel) = self.current() {
+            return Ok(channel);
+        }
+        if let Some(at) = retry.not_before {
+            time::sleep_until(at.into()).await;
+        }
+        match connect(&self.address, self.kind, &self.identity, self.limits.connect).await {
+            Ok(connection) => {
+                retry.not_before = None;
+                retry.pause = MIN_PAUSE;
+                Ok(self.start(connection))
+            }
+            Err(error) => {
+                retry.not_before = Some(Instant::now() + retry.pause);
+                retry.pause = (retry.pause * 2).min(MAX_PAUSE);
+                Err(error)
+            }
+        }
+    }
+
+    fn start(&self, connection: Connection) -> Channel<Req, Resp> {
+        let (channel, drive) = call(connection, self.limits);
+        let stop = self.stop.child_token();
+        *self.open.lock() = Some(Open {
+            channel: channel.clone(),
+            stop: stop.clone(),
+        });
+        let shared = self.shared.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                // Dropping `drive` fails the calls that are in flight.
+                () = stop.cancelled() => {}
+                () = drive => stop.cancel(),
+            }
+            if let Some(peer) = shared.upgrade() {
+                peer.open.lock().take_if(|open| open.stop.is_cancelled());
+                peer.lost.send_modify(|lost| *lost += 1);
+            }
+        });
+        channel
+    }
+
+    /// Closes the connection, failing its calls. The next call opens a new one.
+    pub fn disconnect(&self) {
+        if let Some(open) = self.open.lock().take() {
+            open.stop.cancel();
+        }
+    }
+
+    /// Tells of lost connections: the value counts them.
+    #[must_use]
+    pub fn watch_lost(&self) -> watch::Receiver<u64> {
+        self.lost.subscribe()
+    }
+}
+
+impl<Req, Resp> Drop for Peer<Req, Resp> {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// A call's context with a deadline from now.
+#[must_use]
+pub fn within(deadline: Duration) -> context::Context {
+    let mut context = context::current();
+    context.deadline = Instant::now() + deadline;
+    context
+}
+
+/// Whether an error means that the connection is gone (another try may go through), not that the call was refused.
+#[must_use]
+pub fn connection_lost(error: &RpcError) -> bool {
+    matches!(error, RpcError::Shutdown | RpcError::Channel(_))
+}

@@ -1,0 +1,155 @@
+//! A connected socket as a stream and sink of messages: the transport that tarpc's client and server run on.
+//!
+//! Sending: messages of one ready batch are queued and leave in one vectored write; large payloads are never copied in
+//! user space. Receiving: heads come through a small buffer, a large payload is read straight into the one buffer that
+//! the message then refers to.
+
+use super::frame::{self, Lengths, Message, Outgoing, PREFIX};
+use bytes::{BufMut, BytesMut};
+use futures::{Sink, Stream};
+use std::{
+    future::Future,
+    io,
+    marker::PhantomData,
+    pin::{Pin, pin},
+    task::{Context, Poll, ready},
+};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+
+/// Read at once when waiting for a frame: a frame with a 4 KiB block fits, little of a large payload is read twice.
+const READ_CHUNK: usize = 16 << 10;
+/// Queued bytes above which the sender waits for the socket.
+const SEND_HIGH_WATER: usize = 4 << 20;
+
+/// What a connection runs over: TCP, later TLS on TCP, a pipe in tests.
+pub trait Socket: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Socket for T {}
+
+/// A payload on its way in.
+struct Partial {
+    frame: BytesMut,
+    payload: BytesMut,
+    length: usize,
+}
+
+/// A stream of `In` and sink of `Out` messages over a socket.
+pub struct Transport<Out, In> {
+    socket: Box<dyn Socket>,
+    outgoing: Outgoing,
+    buffer: BytesMut,
+    partial: Option<Partial>,
+    messages: PhantomData<fn(Out) -> In>,
+}
+
+impl<Out: Message, In: Message> Transport<Out, In> {
+    /// A transport over a socket whose hello is done.
+    #[must_use]
+    pub fn new(socket: Box<dyn Socket>) -> Self {
+        Self {
+            socket,
+            outgoing: Outgoing::default(),
+            buffer: BytesMut::new(),
+            partial: None,
+            messages: PhantomData,
+        }
+    }
+
+    /// Takes a whole frame out of what was read, if there is one.
+    fn take(&mut self) -> io::Result<Option<In>> {
+        if let Some(partial) = &self.partial {
+            if partial.payload.len() < partial.length {
+                return Ok(None);
+            }
+        } else {
+            let Some(Lengths { head, payload }) = Lengths::parse(&self.buffer)? else {
+                return Ok(None);
+            };
+            if self.buffer.len() < PREFIX + head {
+                return Ok(None);
+            }
+            let frame = self.buffer.split_to(PREFIX + head);
+            if self.buffer.len() >= payload {
+                // Already here: a reference into the read buffer.
+                let payload = self.buffer.split_to(payload).freeze();
+                return frame::decode(&frame, payload).map(Some);
+            }
+            let mut bytes = BytesMut::with_capacity(payload);
+            bytes.put_slice(&self.buffer);
+            self.buffer.clear();
+            self.partial = Some(Partial {
+                frame,
+                payload: bytes,
+                length: payload,
+            });
+            return Ok(None);
+        }
+        match self.partial.take() {
+            Some(partial) => frame::decode(&partial.frame, partial.payload.freeze()).map(Some),
+            None => Ok(None),
+        }
+    }
+}
+
+impl<Out: Message, In: Message> Stream for Transport<Out, In> {
+    type Item = io::Result<In>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<io::Result<In>>> {
+        let this = self.get_mut();
+        loop {
+            if let Some(message) = this.take()? {
+                return Poll::Ready(Some(Ok(message)));
+            }
+            // `read_buf` keeps no state between polls, so making it anew each time loses nothing.
+            let read = if let Some(partial) = &mut this.partial {
+                let left = partial.length.saturating_sub(partial.payload.len());
+                let mut target = (&mut partial.payload).limit(left);
+                ready!(pin!(this.socket.read_buf(&mut target)).poll(cx))?
+            } else {
+                this.buffer.reserve(READ_CHUNK);
+                ready!(pin!(this.socket.read_buf(&mut this.buffer)).poll(cx))?
+            };
+            if read == 0 {
+                let clean = this.partial.is_none() && this.buffer.is_empty();
+                return Poll::Ready((!clean).then(|| Err(io::ErrorKind::UnexpectedEof.into())));
+            }
+        }
+    }
+}
+
+impl<Out: Message, In: Message> Sink<Out> for Transport<Out, In> {
+    type Error = io::Error;
+
+    fn poll_ready(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.outgoing.len() >= SEND_HIGH_WATER {
+            return self.poll_flush(cx);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn start_send(self: Pin<&mut Self>, message: Out) -> io::Result<()> {
+        self.get_mut().outgoing.push(message)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.outgoing.len() == 0 {
+            return Poll::Ready(Ok(()));
+        }
+        while this.outgoing.len() > 0 {
+            let slices = this.outgoing.slices();
+            let written = ready!(Pin::new(&mut this.socket).poll_write_vectored(cx, &slices))?;
+            drop(slices);
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            this.outgoing.advance(written);
+        }
+        Pin::new(&mut this.socket).poll_flush(cx)
+    }
+
+    fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.as_mut().poll_flush(cx))?;
+        Pin::new(&mut self.get_mut().socket).poll_shutdown(cx)
+    }
+}
