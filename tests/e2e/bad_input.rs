@@ -1,0 +1,107 @@
+//! Bad input: each a clear error that says what was wrong and what to do, with a stable exit code, and nothing lost.
+
+use crate::harness::{Cluster, STORAGEOS, run};
+
+/// Exit codes, as `docs/operations.md` lists them.
+const USAGE: i32 = 2;
+const NOT_FOUND: i32 = 3;
+const CONFLICT: i32 = 4;
+const INVALID: i32 = 5;
+const UNAVAILABLE: i32 = 6;
+
+#[test]
+fn bad_volume_arguments_are_refused_with_what_is_allowed() {
+    let cluster = Cluster::start(1);
+    let create = |arguments: &[&str], code: i32, says: &[&str]| {
+        let mut all = vec!["volume", "create"];
+        all.extend_from_slice(arguments);
+        let text = cluster.cli(&all).fails_with(code);
+        for word in says {
+            assert!(text.contains(word), "{arguments:?} should say {word:?}: {text}");
+        }
+    };
+    create(
+        &["--label", "storageos.com/replica=2", "v"],
+        INVALID,
+        &["storageos.com/replica", "storageos.com/replicas"],
+    );
+    create(&["--label", "storageos.com/replicas=6", "v"], INVALID, &["6", "5"]);
+    create(&["--label", "storageos.com/replicas=two", "v"], INVALID, &["two"]);
+    create(
+        &["--label", "storageos.com/failure.mode=never", "v"],
+        INVALID,
+        &["soft", "hard", "alwayson"],
+    );
+    create(
+        &["--label", "storageos.com/nocompress=true", "v"],
+        INVALID,
+        &["nocompress"],
+    );
+    create(&["--label", "storageos.com/replicas=2", "v"], CONFLICT, &["3", "1"]);
+    create(&["--size", "0", "v"], INVALID, &["size"]);
+    create(&["--size", "big", "v"], INVALID, &["big"]);
+    create(&["a/b/c"], INVALID, &["/"]);
+    create(&["bad name"], INVALID, &["name"]);
+    create(&["--namespace", "nowhere", "v"], NOT_FOUND, &["nowhere"]);
+    create(&["--no-such-flag", "v"], USAGE, &["--no-such-flag"]);
+    cluster.cli(&["volume", "create", "v"]).ok();
+    create(&["v"], CONFLICT, &["exists"]);
+    assert!(
+        cluster
+            .cli(&["volume", "inspect", "w"])
+            .fails_with(NOT_FOUND)
+            .contains("default/w")
+    );
+    assert_eq!(cluster.cli(&["volume", "ls", "-q"]).ok().trim(), "default/v");
+    assert!(
+        cluster
+            .cli(&[
+                "volume",
+                "update",
+                "--label-add",
+                "storageos.com/failure.mode=soon",
+                "v"
+            ])
+            .fails_with(INVALID)
+            .contains("alwayson")
+    );
+    assert!(
+        cluster
+            .cli(&["namespace", "rm", "default"])
+            .fails_with(CONFLICT)
+            .contains("default")
+    );
+}
+
+#[test]
+fn without_a_daemon_the_command_line_says_how_to_start_one() {
+    let text = run(STORAGEOS, &["-H", "/nonexistent/storageos.sock", "volume", "ls"]).fails_with(UNAVAILABLE);
+    assert!(text.contains("/nonexistent/storageos.sock"), "{text}");
+    assert!(text.contains("storageos node run"), "{text}");
+}
+
+#[test]
+fn a_fresh_node_says_that_it_is_in_no_cluster() {
+    let mut cluster = Cluster::prepare(1, |_| vec![]);
+    let node = &mut cluster.nodes[0];
+    std::fs::create_dir_all(&node.directory).unwrap();
+    let log = std::fs::File::create(node.directory.join("log")).unwrap();
+    let mut child = std::process::Command::new(STORAGEOS)
+        .args(["node", "run", "--data-dir"])
+        .arg(&node.directory)
+        .args(["--listen", &node.address, "--name", "n1", "--socket"])
+        .arg(node.socket())
+        .stderr(log)
+        .spawn()
+        .unwrap();
+    let text = crate::harness::eventually("the fresh node answers", || {
+        let said = node.cli(&["volume", "ls"]);
+        (!said.err.contains("node run")).then_some(said.err)
+    });
+    assert!(text.contains("storageos cluster init"), "{text}");
+    assert!(text.contains("storageos cluster join"), "{text}");
+    node.cli(&["cluster", "init"]).ok();
+    node.cli(&["volume", "create", "v"]).ok();
+    child.kill().unwrap();
+    child.wait().unwrap();
+}

@@ -1,0 +1,171 @@
+//! The main job: a volume in three copies, mounted as a directory, used by ordinary programs.
+
+use crate::harness::{Cluster, bash, checksums, eventually, run};
+use std::fs;
+
+/// The commands of StorageOS's page on high availability, as printed there.
+#[test]
+fn the_documented_commands_create_replicated_volumes() {
+    let cluster = Cluster::start(3);
+    let words = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
+    for (line, name) in [
+        (
+            "volume create --namespace default --label storageos.com/replicas=2 --label storageos.com/failure.mode=alwayson volume-name",
+            "volume-name",
+        ),
+        (
+            "volume create --namespace default --label storageos.feature.replicas=2 volume-name2",
+            "volume-name2",
+        ),
+    ] {
+        let arguments = words(line);
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        assert_eq!(cluster.cli(&arguments).ok().trim(), format!("default/{name}"));
+        let inspected = cluster.inspect(name);
+        assert_eq!(inspected["replicas"].as_array().unwrap().len(), 2, "{inspected}");
+        assert_eq!(inspected["labels"]["storageos.com/replicas"], "2");
+        assert_eq!(inspected["health"], "healthy");
+    }
+    let table = cluster.cli(&["volume", "ls"]).ok();
+    assert!(table.lines().next().unwrap().starts_with("NAMESPACE/NAME"), "{table}");
+    assert!(table.contains("2/2"), "{table}");
+}
+
+#[test]
+fn files_written_through_a_mount_are_on_three_identical_copies() {
+    let mut cluster = Cluster::start(3);
+    cluster
+        .cli(&[
+            "volume",
+            "create",
+            "--size",
+            "1GiB",
+            "--label",
+            "storageos.com/replicas=2",
+            "data",
+        ])
+        .ok();
+    let mount = cluster.mount(0, "default/data");
+    bash(
+        &mount,
+        "cp -r /usr/share/doc/bash . && dd if=/dev/urandom of=big bs=1M count=24 status=none && sync big",
+    )
+    .ok();
+    let before = checksums(&mount);
+    assert!(before.lines().count() > 2);
+    cluster.unmount(&mount);
+    cluster.verify_identical("data", 3);
+    // The next mount is on another node: mastership moves there, the files are the same.
+    let mount = cluster.mount(1, "default/data");
+    assert_eq!(checksums(&mount), before);
+    cluster.unmount(&mount);
+}
+
+#[test]
+fn df_and_findmnt_show_the_volume() {
+    let mut cluster = Cluster::start(1);
+    cluster.cli(&["volume", "create", "--size", "2GiB", "data"]).ok();
+    let mount = cluster.mount(0, "default/data");
+    let at = mount.to_str().unwrap();
+    let found = run("findmnt", &["-n", "-o", "SOURCE,FSTYPE", at]).ok();
+    assert_eq!(
+        found.split_whitespace().collect::<Vec<_>>(),
+        ["default/data", "fuse.storageos"]
+    );
+    let size = run("df", &["-B1", "--output=size", at]).ok();
+    let size: u64 = size.lines().nth(1).unwrap().trim().parse().unwrap();
+    assert_eq!(size, 2 << 30);
+    let used = || -> u64 {
+        let text = run("df", &["-B1", "--output=used", at]).ok();
+        text.lines().nth(1).unwrap().trim().parse().unwrap()
+    };
+    let before = used();
+    bash(&mount, "dd if=/dev/urandom of=f bs=1M count=8 status=none; sync f").ok();
+    assert!(used() >= before + (8 << 20));
+    bash(&mount, "rm f").ok();
+    eventually("the space of a removed file is free again", || {
+        (used() < before + (1 << 20)).then_some(())
+    });
+    cluster.unmount(&mount);
+}
+
+#[test]
+fn a_second_mount_elsewhere_is_refused_and_says_where_the_first_is() {
+    let mut cluster = Cluster::start(2);
+    cluster
+        .cli(&["volume", "create", "--label", "storageos.com/replicas=1", "data"])
+        .ok();
+    let mount = cluster.mount(0, "default/data");
+    let refusal = cluster.mount_with(1, "default/data", "rw").unwrap_err();
+    assert!(refusal.contains("n1"), "{refusal}");
+    assert!(refusal.contains(mount.to_str().unwrap()), "{refusal}");
+    let refusal = cluster.cli(&["volume", "rm", "data"]).fails_with(4);
+    assert!(refusal.contains("mounted"), "{refusal}");
+    cluster.unmount(&mount);
+    let second = cluster.mount_with(1, "default/data", "rw").unwrap();
+    cluster.unmount(&second);
+    cluster.cli(&["volume", "rm", "data"]).ok();
+    eventually("the copies' directories are gone", || {
+        let left = cluster
+            .nodes
+            .iter()
+            .map(|n| fs::read_dir(n.directory.join("volumes")).map_or(0, Iterator::count))
+            .sum::<usize>();
+        (left == 0).then_some(())
+    });
+}
+
+#[test]
+fn a_read_only_mount_refuses_writes_and_a_cli_mount_works() {
+    let mut cluster = Cluster::start(1);
+    cluster.cli(&["volume", "create", "data"]).ok();
+    let at = cluster.directory.join("by-cli");
+    fs::create_dir(&at).unwrap();
+    cluster.cli(&["volume", "mount", "data", at.to_str().unwrap()]).ok();
+    fs::write(at.join("file"), "kept").unwrap();
+    assert_eq!(cluster.inspect("data")["mountpoint"], at.to_str().unwrap());
+    cluster.cli(&["volume", "unmount", "data"]).ok();
+    let mount = cluster.mount_with(0, "default/data", "ro,noatime").unwrap();
+    assert_eq!(fs::read_to_string(mount.join("file")).unwrap(), "kept");
+    let refused = fs::write(mount.join("other"), "x").unwrap_err();
+    assert_eq!(refused.raw_os_error(), Some(30), "EROFS");
+    cluster.unmount(&mount);
+}
+
+#[test]
+fn a_node_without_a_copy_mounts_through_the_master() {
+    let mut cluster = Cluster::start_with(3, |index| {
+        if index == 2 {
+            vec!["--label".into(), "storageos.com/deployment=computeonly".into()]
+        } else {
+            vec![]
+        }
+    });
+    cluster
+        .cli(&["volume", "create", "--label", "storageos.com/replicas=1", "data"])
+        .ok();
+    let mount = cluster.mount(2, "default/data");
+    bash(
+        &mount,
+        "dd if=/dev/urandom of=f bs=1M count=4 status=none; sync f; cp f g; cmp f g",
+    )
+    .ok();
+    cluster.unmount(&mount);
+    cluster.verify_identical("data", 2);
+}
+
+#[test]
+fn sigterm_unmounts_cleanly_and_the_files_are_there_after_a_restart() {
+    let mut cluster = Cluster::start(1);
+    cluster.cli(&["volume", "create", "data"]).ok();
+    let mount = cluster.mount(0, "default/data");
+    fs::write(mount.join("unsynced"), "written, never synced").unwrap();
+    assert_eq!(cluster.nodes[0].stop(), 0, "{}", cluster.nodes[0].log());
+    cluster.nodes[0].start();
+    let mount = cluster.mount(0, "default/data");
+    assert_eq!(
+        fs::read_to_string(mount.join("unsynced")).unwrap(),
+        "written, never synced"
+    );
+    cluster.unmount(&mount);
+}

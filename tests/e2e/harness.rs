@@ -1,0 +1,430 @@
+//! Clusters of real daemons for tests: start, kill, restart, mount, and wait for conditions with a deadline.
+//!
+//! Every test has loopback addresses of its own (from its process id), a directory of its own under `/var/tmp`, and
+//! takes all of it down when it ends, also when it fails. Nothing here sleeps for a fixed time to let something happen.
+
+use serde_json::Value;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+/// How long a condition may take on a loaded machine before the test fails.
+pub const DEADLINE: Duration = Duration::from_secs(90);
+
+/// The daemon and command line under test.
+pub const STORAGEOS: &str = env!("CARGO_BIN_EXE_storageos");
+
+/// What a finished command said.
+pub struct Said {
+    pub code: i32,
+    pub out: String,
+    pub err: String,
+}
+
+impl Said {
+    fn from(output: Output) -> Self {
+        Self {
+            code: output.status.code().unwrap_or(-1),
+            out: String::from_utf8_lossy(&output.stdout).into_owned(),
+            err: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+
+    /// The output of a command that must have succeeded.
+    #[track_caller]
+    pub fn ok(self) -> String {
+        assert_eq!(
+            self.code, 0,
+            "the command failed\nstdout: {}\nstderr: {}",
+            self.out, self.err
+        );
+        self.out
+    }
+
+    /// The error text of a command that must have failed.
+    #[track_caller]
+    pub fn fails(self) -> String {
+        assert_ne!(self.code, 0, "the command should have failed\nstdout: {}", self.out);
+        self.err
+    }
+
+    /// The error text of a command that must have failed with this exit code.
+    #[track_caller]
+    pub fn fails_with(self, code: i32) -> String {
+        assert_eq!(self.code, code, "stdout: {}\nstderr: {}", self.out, self.err);
+        self.err
+    }
+}
+
+/// Runs a program to its end.
+#[track_caller]
+pub fn run(program: &str, arguments: &[&str]) -> Said {
+    let output = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap_or_else(|e| panic!("cannot run {program}: {e}"));
+    Said::from(output)
+}
+
+/// Runs a script in bash in a directory; the script stops at its first error.
+#[track_caller]
+pub fn bash(directory: &Path, script: &str) -> Said {
+    let output = Command::new("bash")
+        .args(["-euo", "pipefail", "-c", script])
+        .current_dir(directory)
+        .stdin(Stdio::null())
+        .output()
+        .expect("bash is installed");
+    Said::from(output)
+}
+
+/// Waits until `condition` returns something, at most [`DEADLINE`].
+#[track_caller]
+pub fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(start.elapsed() < DEADLINE, "not within {DEADLINE:?}: {what}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// One node: a daemon's process, directory and address.
+pub struct Node {
+    pub name: String,
+    pub directory: PathBuf,
+    pub address: String,
+    extra: Vec<String>,
+    join: Option<String>,
+    child: Option<Child>,
+}
+
+impl Node {
+    /// The daemon's API socket.
+    pub fn socket(&self) -> PathBuf {
+        self.directory.join("storageos.sock")
+    }
+
+    /// Starts the daemon and waits until it answers.
+    #[track_caller]
+    pub fn start(&mut self) {
+        self.spawn();
+        let deadline = Instant::now() + DEADLINE;
+        while self.cli(&["node", "ls", "-q"]).code != 0 {
+            let exited = self.child.as_mut().and_then(|c| c.try_wait().ok().flatten());
+            assert!(exited.is_none(), "{} ended: {exited:?}\n{}", self.name, self.log());
+            assert!(
+                Instant::now() < deadline,
+                "{} does not answer\n{}",
+                self.name,
+                self.log()
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Starts the daemon's process without waiting for anything.
+    pub fn spawn(&mut self) {
+        assert!(self.child.is_none(), "{} runs already", self.name);
+        fs::create_dir_all(&self.directory).unwrap();
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.directory.join("log"))
+            .unwrap();
+        let mut command = Command::new(STORAGEOS);
+        command
+            .args(["node", "run", "--data-dir"])
+            .arg(&self.directory)
+            .args(["--listen", &self.address, "--name", &self.name])
+            .arg("--socket")
+            .arg(self.socket())
+            .args(&self.extra);
+        match &self.join {
+            None => command.arg("--init"),
+            Some(address) => command.args(["--join", address]),
+        };
+        let child = command
+            .env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "info".into()))
+            .env("RUST_BACKTRACE", "1")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        self.child = Some(child);
+    }
+
+    /// The daemon's process id.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("the daemon runs").id()
+    }
+
+    /// Sends a signal to the daemon.
+    pub fn signal(&self, signal: &str) {
+        run("kill", &[signal, &self.pid().to_string()]).ok();
+    }
+
+    /// SIGKILL, and waits until the process is gone.
+    pub fn kill(&mut self) {
+        let mut child = self.child.take().expect("the daemon runs");
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    /// SIGTERM, and waits until the daemon has ended by itself; returns its exit code.
+    #[track_caller]
+    pub fn stop(&mut self) -> i32 {
+        self.signal("-TERM");
+        let mut child = self.child.take().expect("the daemon runs");
+        let status = eventually("the daemon ends after SIGTERM", || child.try_wait().unwrap());
+        status.code().unwrap_or(-1)
+    }
+
+    /// Whether the process runs.
+    pub fn runs(&self) -> bool {
+        self.child.is_some()
+    }
+
+    /// `storageos` with this node's socket.
+    pub fn cli(&self, arguments: &[&str]) -> Said {
+        let output = Command::new(STORAGEOS)
+            .env("STORAGEOS_HOST", self.socket())
+            .args(arguments)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        Said::from(output)
+    }
+
+    /// The end of the daemon's log, for failure messages.
+    pub fn log(&self) -> String {
+        let text = fs::read_to_string(self.directory.join("log")).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(40)..].join("\n")
+    }
+}
+
+/// A cluster of daemons, taken down when dropped.
+pub struct Cluster {
+    pub directory: PathBuf,
+    pub nodes: Vec<Node>,
+    mounts: Vec<PathBuf>,
+}
+
+static CLUSTERS: AtomicU32 = AtomicU32::new(0);
+
+impl Cluster {
+    /// Starts `count` nodes, `n1` to `nN`, and waits until all are members and healthy.
+    #[track_caller]
+    pub fn start(count: usize) -> Self {
+        Self::start_with(count, |_| Vec::new())
+    }
+
+    /// The same, with arguments of their own for the nodes' daemons (by index from 0).
+    #[track_caller]
+    pub fn start_with(count: usize, extra: impl Fn(usize) -> Vec<String>) -> Self {
+        let mut cluster = Self::prepare(count, extra);
+        for node in &mut cluster.nodes {
+            node.start();
+        }
+        cluster.wait_for_live_nodes(count);
+        cluster
+    }
+
+    /// Directories and addresses, no daemon started yet.
+    #[track_caller]
+    pub fn prepare(count: usize, extra: impl Fn(usize) -> Vec<String>) -> Self {
+        assert!(
+            rustix::process::geteuid().is_root(),
+            "these tests mount file systems: run them as root"
+        );
+        assert!(
+            Path::new("/dev/fuse").exists(),
+            "these tests need /dev/fuse (modprobe fuse)"
+        );
+        let serial = CLUSTERS.fetch_add(1, Ordering::Relaxed);
+        let pid = std::process::id();
+        let directory = PathBuf::from(format!("/var/tmp/storageos-test-{pid}-{serial}"));
+        fs::create_dir_all(&directory).unwrap();
+        let host = |index: usize| {
+            let b = 16 + (pid >> 8) % 200;
+            let c = pid & 0xff;
+            let d = 1 + serial * 20 + u32::try_from(index).unwrap();
+            format!("127.{b}.{c}.{d}:5703")
+        };
+        let nodes = (0..count)
+            .map(|index| Node {
+                name: format!("n{}", index + 1),
+                directory: directory.join(format!("n{}", index + 1)),
+                address: host(index),
+                extra: extra(index),
+                join: (index > 0).then(|| host(0)),
+                child: None,
+            })
+            .collect();
+        Self {
+            directory,
+            nodes,
+            mounts: Vec::new(),
+        }
+    }
+
+    /// Waits until `count` nodes are seen alive by the first running node.
+    #[track_caller]
+    pub fn wait_for_live_nodes(&self, count: usize) {
+        eventually(&format!("{count} live nodes"), || {
+            let said = self.any().cli(&["node", "ls", "--format", "json"]);
+            let nodes: Value = serde_json::from_str(&said.out).ok()?;
+            let alive = nodes.as_array()?.iter().filter(|n| n["health"] == "healthy").count();
+            (alive == count).then_some(())
+        });
+    }
+
+    /// A node whose daemon runs.
+    pub fn any(&self) -> &Node {
+        self.nodes.iter().find(|n| n.runs()).expect("a daemon runs")
+    }
+
+    /// `storageos` on the first running node.
+    pub fn cli(&self, arguments: &[&str]) -> Said {
+        self.any().cli(arguments)
+    }
+
+    /// The node's index by its name.
+    pub fn index(&self, name: &str) -> usize {
+        self.nodes
+            .iter()
+            .position(|n| n.name == name)
+            .expect("a node of this name")
+    }
+
+    /// One volume as `volume inspect` prints it.
+    #[track_caller]
+    pub fn inspect(&self, volume: &str) -> Value {
+        let text = self.cli(&["volume", "inspect", volume]).ok();
+        let mut list: Value = serde_json::from_str(&text).expect("volume inspect prints JSON");
+        list[0].take()
+    }
+
+    /// The name of the master's node.
+    #[track_caller]
+    pub fn master(&self, volume: &str) -> String {
+        let inspected = self.inspect(volume);
+        inspected["master"]["nodeName"]
+            .as_str()
+            .expect("the volume has a master")
+            .to_owned()
+    }
+
+    /// The names of the replicas' nodes, of those in this health.
+    #[track_caller]
+    pub fn replicas(&self, volume: &str, health: &str) -> Vec<String> {
+        let inspected = self.inspect(volume);
+        let replicas = inspected["replicas"].as_array().expect("a list of replicas");
+        replicas
+            .iter()
+            .filter(|r| r["health"] == health)
+            .map(|r| r["nodeName"].as_str().expect("a name").to_owned())
+            .collect()
+    }
+
+    /// Mounts a volume on a node with `mount -t fuse.storageos` and returns the directory.
+    #[track_caller]
+    pub fn mount(&mut self, node: usize, volume: &str) -> PathBuf {
+        self.mount_with(node, volume, "rw").unwrap()
+    }
+
+    /// The same with options; the error is what mount(8) printed.
+    pub fn mount_with(&mut self, node: usize, volume: &str, options: &str) -> Result<PathBuf, String> {
+        install_mount_helper();
+        let directory = self
+            .directory
+            .join(format!("mnt-{}-{}", self.nodes[node].name, volume.replace('/', "-")));
+        fs::create_dir_all(&directory).unwrap();
+        let options = format!("{options},socket={}", self.nodes[node].socket().display());
+        let at = directory.to_str().unwrap();
+        let said = run("mount", &["-t", "fuse.storageos", volume, at, "-o", &options]);
+        if said.code != 0 {
+            return Err(said.err);
+        }
+        self.mounts.push(directory.clone());
+        Ok(directory)
+    }
+
+    /// umount(8), which returns when the daemon has closed the volume.
+    #[track_caller]
+    pub fn unmount(&mut self, directory: &Path) {
+        self.mounts.retain(|m| m != directory);
+        run("umount", &[directory.to_str().unwrap()]).ok();
+    }
+
+    /// `volume verify`: all copies identical, none missing. Waits for copies that are still syncing.
+    #[track_caller]
+    pub fn verify_identical(&self, volume: &str, copies: usize) {
+        eventually(&format!("{volume} has {copies} in-sync copies"), || {
+            let healthy = self.replicas(volume, "healthy").len() + 1;
+            (healthy == copies).then_some(())
+        });
+        let said = self.cli(&["volume", "verify", volume]);
+        assert_eq!(said.code, 0, "copies differ\n{}\n{}", said.out, said.err);
+        assert_eq!(said.out.matches("identical").count(), copies, "{}", said.out);
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for mount in &self.mounts {
+            let _ = Command::new("umount")
+                .args(["-l", "-i"])
+                .arg(mount)
+                .stderr(Stdio::null())
+                .status();
+        }
+        for node in &mut self.nodes {
+            if std::thread::panicking() {
+                eprintln!("--- log of {}\n{}", node.name, node.log());
+            }
+            if let Some(mut child) = node.child.take() {
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+        }
+        let _ = Command::new("bash")
+            .args([
+                "-c",
+                "for m in $(grep -o \" $0[^ ]*\" /proc/mounts); do umount -l -i $m; done",
+            ])
+            .arg(&self.directory)
+            .stderr(Stdio::null())
+            .status();
+        let _ = fs::remove_dir_all(&self.directory);
+    }
+}
+
+/// Puts the built mount helper where mount(8) looks for it. Atomic, since tests run side by side.
+#[track_caller]
+pub fn install_mount_helper() {
+    let built = Path::new(STORAGEOS).with_file_name("mount-fuse-storageos");
+    assert!(built.exists(), "build the workspace first: cargo build --workspace");
+    for name in ["mount.fuse.storageos", "umount.fuse.storageos"] {
+        let place = Path::new("/sbin").join(name);
+        if fs::read_link(&place).is_ok_and(|to| to == built) {
+            continue;
+        }
+        let fresh = format!("/sbin/.{name}.{}", std::process::id());
+        std::os::unix::fs::symlink(&built, &fresh).unwrap();
+        fs::rename(fresh, place).unwrap();
+    }
+}
+
+/// The blake3 sums of a tree's files, sorted by path, as one text.
+#[track_caller]
+pub fn checksums(directory: &Path) -> String {
+    bash(directory, "find . -type f -print0 | sort -z | xargs -0 -r sha256sum").ok()
+}

@@ -1,0 +1,14 @@
+//! End-to-end tests: real daemons (processes of the built binary) on loopback addresses, real FUSE mounts, real faults
+//! (SIGKILL by pid, full disks, flipped bits). They need root and `/dev/fuse`, and fail loudly without them.
+//!
+//! `harness` makes clusters, the other files each keep one promise's tests.
+
+#![allow(clippy::unwrap_used)] // a failed step fails the test
+
+mod applications;
+mod bad_input;
+mod basics;
+mod damage;
+mod harness;
+mod kills;
+mod posix;
