@@ -43,13 +43,6 @@ impl Said {
         self.out
     }
 
-    /// The error text of a command that must have failed.
-    #[track_caller]
-    pub fn fails(self) -> String {
-        assert_ne!(self.code, 0, "the command should have failed\nstdout: {}", self.out);
-        self.err
-    }
-
     /// The error text of a command that must have failed with this exit code.
     #[track_caller]
     pub fn fails_with(self, code: i32) -> String {
