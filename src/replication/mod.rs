@@ -1,1 +1,93 @@
-//! Master fan-out, replica service, sync, fencing; presents a block device. Knows nothing of files.
+//! Replication: one volume, identical copies on several nodes, and the block device that hides it.
+//!
+//! # Who may be trusted
+//! The control store's [`Configuration`](crate::volume::Configuration) is the only truth about who holds copies. It names the master, the
+//! copies in sync (each holds every acknowledged write), those syncing (they hold some) and those lost. Every change is a
+//! compare-and-swap that raises the epoch by one. A copy persists the highest epoch that it was fenced at and takes only messages of
+//! that epoch, from the session that fenced it. That a copy's epoch is lower than the record's says nothing against it (its
+//! master may have died between the change and the fence): membership in `in_sync` does. A copy that is not in `in_sync` is never read, counted
+//! or promoted, whatever its epoch.
+//!
+//! # A write
+//! [`Master`] computes the hashes, locks the ranges, sends the blocks to every replica in sync, writes them to its own
+//! copy meanwhile, and returns when all have answered. Writes that overlap wait for each other, so all copies apply them in one order;
+//! others run side by side. The lock is taken before the view of the configuration, which is what makes joining copies see every write.
+//!
+//! # A flush
+//! Goes to the same copies; a write may carry it. Callers that come while one runs share the next one.
+//!
+//! # A replica that fails
+//! An error of its disk, or no answer within [`Options::replica_deadline`], or a broken connection that one quick attempt does not
+//! mend: the replica is given up at once for good (it may lack a write that others have), a swap moves it from `in_sync` to `lost`,
+//! the copies that stay are fenced at the new epoch, and only then do the waiting writes return. If too few copies are left for the failure mode, they
+//! do not return but wait, without holding their ranges, and are done again when a copy has joined; after `io.timeout` they fail as
+//! read-only. If the control plane does not answer, they wait for it as long. Reads go on in either case.
+//! A call that is repeated after a reconnection cannot meet its first attempt: the fence on the new connection ends the old session,
+//! after whatever of it was being executed.
+//! A replica that comes back after its machine restarted, without having been closed, may have lost acknowledged writes that were not
+//! flushed: it counts as failed. A restart of its process alone loses nothing.
+//!
+//! # A master that fails
+//! Its own disk: it makes another in-sync copy the master by a swap, and ends. Its node: the controller does that. The old master
+//! need not hear of it. It learns of the higher epoch from the first copy that refuses its write, and cannot acknowledge
+//! one without that copy. Then it is *fenced*: all its calls fail, for good. It may still read old blocks until then; a lease will end that.
+//!
+//! # Activation
+//! Whoever becomes the master (at first, after a promotion, after its own restart) raises the epoch, fences all in-sync copies, and makes the
+//! *tail* equal: the extents where copies may differ because a write was under way, or because a machine restarted. Each copy
+//! knows its own: the hot extents of its activity log, and the writes that no later message has told it to be settled. The union is compared block by
+//! block, the master's copy being the pattern, unless its machine restarted and another copy's did not: then that one. A write in
+//! the tail was never acknowledged, so either outcome is right as long as it is the same everywhere. A copy that does not answer within
+//! [`Options::activation_deadline`] leaves the set first, as above.
+//!
+//! # A sync
+//! A syncing copy is fenced (and made, if absent) and gets a high-water mark, counted in extents, that rises from 0. For each
+//! extent that either copy holds, under the lock of its range: compare hashes, then the sums of blocks, send what differs, raise the mark. Writes below the
+//! mark go to the copy too; those above skip it and leave their extent on a list; those across wait for the lock. At the end the mark is
+//! above everything, the copy is flushed, all hashes are compared once more, and a swap moves it to `in_sync`. A failed sync leaves
+//! nothing behind that a new one would not correct: it starts again, and costs only what still differs. It pauses for each extent while the volume is
+//! in use, for a bounded time.
+//!
+//! # Reads and repair
+//! Reads are local and verified. A block that fails its hash is fetched from another in-sync copy, verified, written back
+//! here and to every other copy where it is bad too, under its range lock. Only when all are bad does the read fail.
+//!
+//! # A mount elsewhere
+//! [`RemoteDevice`] forwards calls to the master's node and repeats them, all being idempotent, until they succeed. Each
+//! connection opens a session; the master ends the calls of the one before first. Mount claims are ordered by
+//! [`VolumeState::attachment`]: a call of an older one is refused, also by the next master.
+//!
+//! # What the node has to do
+//! Serve [`ReplicaHost::serve`] on data and sync connections; call [`Master::activate`] when the record names it the
+//! master, again if that fails; pass changes of the record to [`Master::configuration_changed`]; remove its copy when it stands
+//! in none of the record's sets; move lost copies to `syncing`. Device calls block: they come from threads that may.
+
+mod activate;
+mod change;
+mod disk;
+mod entry;
+mod env;
+mod host;
+mod link;
+mod master;
+mod range;
+mod remote;
+mod service;
+mod stats;
+mod store;
+mod sync;
+#[cfg(test)]
+mod tests;
+mod verify;
+
+pub use activate::ActivateError;
+pub use disk::DiskCopies;
+pub use env::{ConfigError, ConfigStore, Peers, VolumeState};
+pub use host::ReplicaHost;
+pub use master::{Environment, Master, Options};
+pub use remote::RemoteDevice;
+pub use service::{CopyState, Data, DataClient, DataRequest, DataResponse};
+pub use stats::{Stats, StatsSnapshot};
+pub use store::{Copies, Copy, CopyError, CopyWrite, Found};
+pub use sync::SyncProgress;
+pub use verify::{CopyReport, MasterStatus, Verification};

@@ -1,0 +1,213 @@
+//! One open copy behind its gate: checks who may change it, and remembers what may differ from the other copies.
+//!
+//! Invariants: a change runs only under the stamp (epoch and session) of the last fence; a fence returns after every
+//! change under an older stamp has ended, so none of them can land later. The gate is held shared during a change, exclusively only by
+//! a fence. All calls block.
+
+use super::{
+    service::{Blocks, CopyState, MAX_DATA, MAX_RANGES, Position, Stamp},
+    store::{Copy, CopyError, CopyWrite, Found},
+};
+use crate::block::{BLOCK_SIZE, EXTENT_BLOCKS};
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+/// Writes that may be remembered as not settled; a master has far fewer in flight.
+const MAX_TAIL: usize = 1 << 16;
+
+/// The stamp in force, without the volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Gate {
+    epoch: u64,
+    session: u64,
+}
+
+/// An open copy of this node.
+pub(super) struct Entry {
+    copy: Arc<dyn Copy>,
+    /// See [`CopyState::intact`]; true again once a master has made the copies equal.
+    intact: AtomicBool,
+    incarnation: u64,
+    gate: RwLock<Gate>,
+    /// Extents of writes not known to be on every copy, by term and number; what was hot when the copy was opened
+    /// stands first, so that the first settled term clears it.
+    tail: Mutex<BTreeMap<(u64, u64), Vec<u64>>>,
+}
+
+impl Entry {
+    pub(super) fn new(copy: Arc<dyn Copy>, found: Found) -> Self {
+        let epoch = copy.epoch();
+        let intact = AtomicBool::new(found.intact());
+        let tail = if found.clean {
+            BTreeMap::new()
+        } else {
+            BTreeMap::from([((0, 0), found.hot)])
+        };
+        Self {
+            copy,
+            intact,
+            incarnation: rand::random(),
+            gate: RwLock::new(Gate { epoch, session: 0 }),
+            tail: Mutex::new(tail),
+        }
+    }
+
+    /// The copy itself, for calls that change nothing.
+    pub(super) fn copy(&self) -> &dyn Copy {
+        &*self.copy
+    }
+
+    /// See [`CopyState`].
+    pub(super) fn state(&self) -> CopyState {
+        let mut hot: BTreeSet<u64> = self.copy.hot_extents().into_iter().collect();
+        hot.extend(self.tail.lock().values().flatten());
+        CopyState {
+            epoch: self.copy.epoch(),
+            blocks: self.copy.blocks(),
+            incarnation: self.incarnation,
+            intact: self.intact.load(Ordering::Relaxed),
+            hot: hot.into_iter().collect(),
+            failed: self.copy.failed(),
+        }
+    }
+
+    /// Makes `stamp` the one in force.
+    pub(super) fn fence(&self, stamp: Stamp) -> Result<CopyState, CopyError> {
+        let new = Gate {
+            epoch: stamp.epoch,
+            session: stamp.session,
+        };
+        let mut gate = self.gate.write();
+        if new < *gate {
+            return Err(stale(*gate));
+        }
+        if stamp.epoch > self.copy.epoch() {
+            self.copy.advance_epoch(stamp.epoch)?;
+        }
+        *gate = new;
+        drop(gate);
+        Ok(self.state())
+    }
+
+    fn enter(&self, stamp: Stamp) -> Result<RwLockReadGuard<'_, Gate>, CopyError> {
+        let gate = self.gate.read();
+        if (gate.epoch, gate.session) != (stamp.epoch, stamp.session) {
+            return Err(stale(*gate));
+        }
+        Ok(gate)
+    }
+
+    fn note(&self, position: Position, extents: Vec<u64>) -> Result<(), CopyError> {
+        let mut tail = self.tail.lock();
+        if tail.len() >= MAX_TAIL {
+            return Err(CopyError::Invalid("too many writes in flight".to_owned()));
+        }
+        if tail
+            .first_key_value()
+            .is_some_and(|(key, _)| *key < (position.term, position.settled))
+        {
+            *tail = tail.split_off(&(position.term, position.settled));
+            self.intact.store(true, Ordering::Relaxed);
+        }
+        tail.insert((position.term, position.number), extents);
+        Ok(())
+    }
+
+    /// Writes blocks whose ranges and sums fit their data, else refuses.
+    pub(super) fn write(
+        &self,
+        stamp: Stamp,
+        position: Position,
+        blocks: &Blocks,
+        flush: bool,
+    ) -> Result<(), CopyError> {
+        let writes = split(blocks)?;
+        let extents = writes
+            .iter()
+            .flat_map(|write| extents_of(write.block, write.sums.len() as u64))
+            .collect();
+        let _gate = self.enter(stamp)?;
+        self.note(position, extents)?;
+        self.copy.write(stamp.epoch, &writes, flush)
+    }
+
+    pub(super) fn discard(&self, stamp: Stamp, position: Position, block: u64, count: u64) -> Result<(), CopyError> {
+        let blocks = self.copy.blocks();
+        if block.checked_add(count).is_none_or(|end| end > blocks) {
+            return Err(CopyError::Invalid(format!("discard of {block}+{count} of {blocks}")));
+        }
+        let _gate = self.enter(stamp)?;
+        self.note(position, extents_of(block, count).collect())?;
+        self.copy.discard(stamp.epoch, block, count)
+    }
+
+    pub(super) fn flush(&self, stamp: Stamp) -> Result<(), CopyError> {
+        let _gate = self.enter(stamp)?;
+        self.copy.flush(stamp.epoch)
+    }
+
+    pub(super) fn grow(&self, stamp: Stamp, blocks: u64) -> Result<(), CopyError> {
+        let _gate = self.enter(stamp)?;
+        self.copy.grow(blocks)
+    }
+
+    pub(super) fn repair(&self, stamp: Stamp, block: u64, data: &[u8]) -> Result<(), CopyError> {
+        if data.len() != BLOCK_SIZE {
+            return Err(CopyError::Invalid("repair of less or more than a block".to_owned()));
+        }
+        let _gate = self.enter(stamp)?;
+        self.copy.repair(stamp.epoch, block, data)
+    }
+}
+
+fn stale(gate: Gate) -> CopyError {
+    CopyError::Stale {
+        epoch: gate.epoch,
+        session: gate.session,
+    }
+}
+
+/// The extents that a range touches.
+pub(super) fn extents_of(block: u64, count: u64) -> impl Iterator<Item = u64> {
+    let end = block.saturating_add(count);
+    (block / EXTENT_BLOCKS)..end.div_ceil(EXTENT_BLOCKS)
+}
+
+/// Checks that a message's ranges, bytes and sums fit each other.
+pub(super) fn split(blocks: &Blocks) -> Result<Vec<CopyWrite<'_>>, CopyError> {
+    let invalid = |why: &str| CopyError::Invalid(why.to_owned());
+    let mut sums = blocks.sums.get().ok_or_else(|| invalid("sums are not whole hashes"))?;
+    if blocks.ranges.len() != blocks.data.len() || blocks.ranges.len() > MAX_RANGES {
+        return Err(invalid("ranges do not fit the data"));
+    }
+    let total: usize = blocks.data.iter().map(|data| data.len()).sum();
+    if total > MAX_DATA {
+        return Err(invalid("too much data"));
+    }
+    let mut writes = Vec::with_capacity(blocks.ranges.len());
+    for ((block, count), data) in blocks.ranges.iter().zip(&blocks.data) {
+        let count = *count as usize;
+        if count == 0 || data.len() != count * BLOCK_SIZE {
+            return Err(invalid("a range does not fit its data"));
+        }
+        let (own, rest) = sums
+            .split_at_checked(count)
+            .ok_or_else(|| invalid("fewer sums than blocks"))?;
+        sums = rest;
+        writes.push(CopyWrite {
+            block: *block,
+            data,
+            sums: own,
+        });
+    }
+    if !sums.is_empty() {
+        return Err(invalid("more sums than blocks"));
+    }
+    Ok(writes)
+}

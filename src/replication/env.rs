@@ -1,0 +1,66 @@
+//! What replication needs from the outside: the record that says who holds copies and the addresses of
+//! nodes. Traits, so that tests and the simulation put their own behind them.
+
+use crate::volume::{Configuration, FailureRule, NodeId, VolumeId};
+use async_trait::async_trait;
+use std::time::Duration;
+
+/// What the control store says of a volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VolumeState {
+    /// Who holds the copies, at which epoch.
+    pub configuration: Configuration,
+    /// When it may be written.
+    pub rule: FailureRule,
+    /// How long a call waits for the volume to become usable before it fails (label `storageos.com/io.timeout`).
+    pub io_timeout: Duration,
+    /// Size of the device in blocks: file data and the file system's own metadata.
+    pub blocks: u64,
+    /// Whether the volume has ever been written; see [`crate::volume::Volume::formatted`].
+    pub formatted: bool,
+    /// Raised by every new mount claim (for instance its time in microseconds); a device call of a lower one is
+    /// refused, so that the mount before cannot write any more. 0: never mounted.
+    pub attachment: u64,
+}
+
+/// Why a configuration could not be changed or read.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// Somebody else changed it first; this is what it is now.
+    #[error("the configuration was changed meanwhile, it is now at epoch {}", .0.epoch)]
+    Conflict(Box<Configuration>),
+    /// The control plane does not answer.
+    #[error("the control plane is unavailable: {0}")]
+    Unavailable(String),
+    /// The volume is no more.
+    #[error("the volume has been removed")]
+    Gone,
+}
+
+/// The control store, as far as replication needs it.
+#[async_trait]
+pub trait ConfigStore: Send + Sync + 'static {
+    /// The volume's state as of now (linearizable: never older than a change that was acknowledged before the call).
+    ///
+    /// # Errors
+    /// [`ConfigError::Unavailable`] or [`ConfigError::Gone`].
+    async fn read(&self, volume: VolumeId) -> Result<VolumeState, ConfigError>;
+
+    /// Replaces the configuration if its epoch still is `expected_epoch`. `reason` is for the log and the event.
+    ///
+    /// # Errors
+    /// See [`ConfigError`]. After [`ConfigError::Unavailable`] the change may or may not have happened.
+    async fn swap(
+        &self,
+        volume: VolumeId,
+        expected_epoch: u64,
+        new: Configuration,
+        reason: &str,
+    ) -> Result<(), ConfigError>;
+}
+
+/// Where nodes are.
+pub trait Peers: Send + Sync + 'static {
+    /// `HOST:PORT` of a node's port for its peers, if the node is known.
+    fn address(&self, node: NodeId) -> Option<String>;
+}

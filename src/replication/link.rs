@@ -1,0 +1,331 @@
+//! A copy on another node, as the master sees it: one fenced connection at a time, and how far the copy is mirrored.
+//!
+//! A connection counts only after its `fence`: the session in it is new, so whatever the connection before it still carries
+//! is refused by the copy. A call that lost its connection may therefore be repeated on the next one.
+
+use super::{
+    env::Peers,
+    service::{Blocks, CopyState, DataClient, DataRequest, DataResponse, Position, Stamp},
+    store::CopyError,
+};
+use crate::{
+    rpc::{self, Identity, Kind, Limits, Payload, Sums, within},
+    volume::{NodeId, VolumeId},
+};
+use parking_lot::Mutex;
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+use tarpc::client::RpcError;
+use tokio_util::sync::CancellationToken;
+
+/// Every extent is below it.
+pub(super) const ALL: u64 = u64::MAX;
+/// Calls in flight to one copy.
+const MAX_CALLS: usize = 256;
+
+/// Why a call to another copy gave no result.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(super) enum LinkError {
+    /// The copy answered with an error.
+    #[error(transparent)]
+    Copy(#[from] CopyError),
+    /// No connection, or it broke during the call.
+    #[error("{0}")]
+    Lost(String),
+    /// No answer before the deadline.
+    #[error("no answer within {0:?}")]
+    Late(Duration),
+}
+
+#[derive(Clone)]
+struct Link {
+    client: DataClient,
+    session: u64,
+    stop: CancellationToken,
+}
+
+/// See the module's text.
+pub(super) struct Replica {
+    pub(super) node: NodeId,
+    volume: VolumeId,
+    identity: Identity,
+    peers: Arc<dyn Peers>,
+    deadline: Duration,
+    /// The master's numbering of sessions.
+    sessions: Arc<AtomicU64>,
+    link: Mutex<Option<Link>>,
+    attaching: tokio::sync::Mutex<Option<u64>>,
+    /// Writes to extents below it are mirrored, others are skipped; [`ALL`] for a copy in sync.
+    mark: AtomicU64,
+    /// Extents that writes skipped, to be copied yet.
+    skipped: Mutex<BTreeSet<u64>>,
+    /// Left out for good; its sync must not complete.
+    dropped: AtomicBool,
+}
+
+impl Replica {
+    pub(super) fn new(
+        node: NodeId,
+        volume: VolumeId,
+        identity: Identity,
+        peers: Arc<dyn Peers>,
+        deadline: Duration,
+        sessions: Arc<AtomicU64>,
+        in_sync: bool,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            node,
+            volume,
+            identity,
+            peers,
+            deadline,
+            sessions,
+            link: Mutex::new(None),
+            attaching: tokio::sync::Mutex::new(None),
+            mark: AtomicU64::new(if in_sync { ALL } else { 0 }),
+            skipped: Mutex::default(),
+            dropped: AtomicBool::new(false),
+        })
+    }
+
+    pub(super) fn mark(&self) -> u64 {
+        self.mark.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn set_mark(&self, mark: u64) {
+        self.mark.store(mark, Ordering::SeqCst);
+    }
+
+    /// Whether a write to `extents` goes to this copy; if not, they are remembered. Called under the write's range lock, so that
+    /// the mark cannot pass them meanwhile. A write that spans the mark goes whole: blocks above it are compared later.
+    pub(super) fn covers(&self, extents: &[u64]) -> bool {
+        let mark = self.mark();
+        if mark == ALL || extents.iter().any(|extent| *extent < mark) {
+            if mark != ALL && extents.iter().any(|extent| *extent >= mark) {
+                self.skipped.lock().extend(extents);
+            }
+            return true;
+        }
+        self.skipped.lock().extend(extents);
+        false
+    }
+
+    /// The first skipped extent from `from` on.
+    pub(super) fn next_skipped(&self, from: u64) -> Option<u64> {
+        self.skipped.lock().range(from..).next().copied()
+    }
+
+    pub(super) fn forget_skipped(&self, extent: u64) {
+        self.skipped.lock().remove(&extent);
+    }
+
+    pub(super) fn is_dropped(&self) -> bool {
+        self.dropped.load(Ordering::SeqCst)
+    }
+
+    /// Ends the connection and marks the copy as left out.
+    pub(super) fn give_up(&self) {
+        self.dropped.store(true, Ordering::SeqCst);
+        self.detach();
+    }
+
+    fn detach(&self) {
+        if let Some(link) = self.link.lock().take() {
+            link.stop.cancel();
+        }
+    }
+
+    fn link(&self) -> Result<Link, LinkError> {
+        self.link
+            .lock()
+            .clone()
+            .ok_or_else(|| LinkError::Lost("not connected".to_owned()))
+    }
+
+    /// Opens a connection to the copy's node and drives it until it is lost or `stop` is cancelled.
+    pub(super) async fn open(
+        &self,
+        kind: Kind,
+        deadline: Duration,
+    ) -> Result<(DataClient, CancellationToken), LinkError> {
+        let address = self
+            .peers
+            .address(self.node)
+            .ok_or_else(|| LinkError::Lost(format!("the address of node {} is unknown", self.node)))?;
+        let connection = rpc::connect(&address, kind, &self.identity, deadline)
+            .await
+            .map_err(|error| LinkError::Lost(error.to_string()))?;
+        if connection.node != self.node {
+            return Err(LinkError::Lost(format!(
+                "another node ({}) answers at {address}",
+                connection.node
+            )));
+        }
+        let limits = Limits {
+            in_flight: MAX_CALLS,
+            ..Limits::default()
+        };
+        let (channel, drive) = rpc::call::<DataRequest, DataResponse>(connection, limits);
+        let stop = CancellationToken::new();
+        let stopped = stop.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = stopped.cancelled() => {}
+                () = drive => stopped.cancel(),
+            }
+        });
+        Ok((DataClient::from(channel), stop))
+    }
+
+    /// Connects and fences the copy at `epoch`, unless a connection is up (then only fences, if its epoch is lower than
+    /// that). A copy that was reopened after it lost unflushed writes is not the copy that this master knew: an error.
+    pub(super) async fn attach(
+        &self,
+        epoch: u64,
+        create: Option<u64>,
+        deadline: Duration,
+    ) -> Result<CopyState, LinkError> {
+        let started = Instant::now();
+        let mut incarnation = self.attaching.lock().await;
+        let up = self.link.lock().clone().filter(|link| !link.stop.is_cancelled());
+        let link = match up {
+            Some(link) => link,
+            None => {
+                let (client, stop) = self.open(Kind::Data, deadline).await?;
+                Link {
+                    client,
+                    session: self.sessions.fetch_add(1, Ordering::SeqCst),
+                    stop,
+                }
+            }
+        };
+        let stamp = Stamp {
+            volume: self.volume,
+            epoch,
+            session: link.session,
+        };
+        let left = deadline.saturating_sub(started.elapsed());
+        let fenced = flatten(link.client.fence(within(left), stamp, create).await, left);
+        let state = match fenced {
+            Ok(state) => state,
+            Err(error) => {
+                link.stop.cancel();
+                self.detach();
+                return Err(error);
+            }
+        };
+        let reopened = incarnation.is_some_and(|known| known != state.incarnation);
+        let failure = match &state.failed {
+            Some(why) => Some(why.clone()),
+            None if reopened && !state.intact => {
+                Some("its machine restarted and may have lost acknowledged writes".to_owned())
+            }
+            None => None,
+        };
+        if let Some(why) = failure {
+            link.stop.cancel();
+            self.detach();
+            return Err(LinkError::Copy(CopyError::Failed(why)));
+        }
+        *incarnation = Some(state.incarnation);
+        let old = self.link.lock().replace(link.clone());
+        if let Some(old) = old.filter(|old| old.session != link.session) {
+            old.stop.cancel();
+        }
+        if self.is_dropped() {
+            self.detach();
+        }
+        Ok(state)
+    }
+
+    fn stamp(&self, link: &Link, epoch: u64) -> Stamp {
+        Stamp {
+            volume: self.volume,
+            epoch,
+            session: link.session,
+        }
+    }
+
+    /// The stamp of the connection that is up.
+    pub(super) fn current_stamp(&self, epoch: u64) -> Result<Stamp, LinkError> {
+        Ok(self.stamp(&self.link()?, epoch))
+    }
+
+    pub(super) async fn change(&self, epoch: u64, change: Change) -> Result<(), LinkError> {
+        let link = self.link()?;
+        let stamp = self.stamp(&link, epoch);
+        let context = within(self.deadline);
+        let result = match change {
+            Change::Write {
+                position,
+                blocks,
+                flush,
+            } => link.client.write(context, stamp, position, blocks, flush).await,
+            Change::Flush => link.client.flush(context, stamp).await,
+            Change::Discard { position, block, count } => {
+                link.client.discard(context, stamp, position, block, count).await
+            }
+            Change::Grow { blocks } => link.client.grow(context, stamp, blocks).await,
+        };
+        flatten(result, self.deadline)
+    }
+
+    pub(super) async fn repair(&self, epoch: u64, block: u64, data: Payload) -> Result<(), LinkError> {
+        let link = self.link()?;
+        let stamp = self.stamp(&link, epoch);
+        let call = link.client.repair(within(self.deadline), stamp, block, data);
+        flatten(call.await, self.deadline)
+    }
+
+    pub(super) async fn read(&self, block: u64, count: u32) -> Result<(Payload, Sums), LinkError> {
+        let client = self.link()?.client;
+        flatten(
+            client.read(within(self.deadline), self.volume, block, count).await,
+            self.deadline,
+        )
+    }
+
+    pub(super) fn client(&self) -> Result<DataClient, LinkError> {
+        Ok(self.link()?.client)
+    }
+}
+
+/// A change that goes to every copy.
+#[derive(Clone)]
+pub(super) enum Change {
+    Write {
+        position: Position,
+        blocks: Blocks,
+        flush: bool,
+    },
+    Flush,
+    Discard {
+        position: Position,
+        block: u64,
+        count: u64,
+    },
+    Grow {
+        blocks: u64,
+    },
+}
+
+/// Makes one result of an RPC's two.
+pub(super) fn flatten<T>(result: Result<Result<T, CopyError>, RpcError>, deadline: Duration) -> Result<T, LinkError> {
+    match result {
+        Ok(answer) => answer.map_err(LinkError::Copy),
+        Err(RpcError::DeadlineExceeded) => Err(LinkError::Late(deadline)),
+        Err(error) => Err(LinkError::Lost(error.to_string())),
+    }
+}
+
+impl Drop for Replica {
+    fn drop(&mut self) {
+        self.detach();
+    }
+}

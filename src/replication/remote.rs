@@ -1,0 +1,313 @@
+//! A volume's device on a node without its master: forwards to the master's node, and follows when the master changes.
+//!
+//! Every call is idempotent and is repeated until it succeeds or the volume's `io.timeout` has passed. Before a call is
+//! repeated the master it goes to has ended the calls of the session before, so that an old write never lands after a new one.
+
+use super::{
+    env::ConfigError,
+    master::{Environment, batches},
+    service::{Caller, DataClient, DataRequest, DataResponse, MAX_DATA, RemoteError},
+};
+use crate::{
+    block::{BLOCK_SIZE, BlockDevice, DeviceError, Write},
+    rpc::{self, Identity, Kind, Limits, within},
+    volume::{NodeId, VolumeId},
+};
+use parking_lot::Mutex;
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::{Duration, Instant},
+};
+use tarpc::client::RpcError;
+use tokio::time;
+use tokio_util::sync::CancellationToken;
+
+/// Pause between attempts to find the master.
+const RETRY: Duration = Duration::from_millis(100);
+/// How often a call that waits makes sure that the node still answers.
+const PING: Duration = Duration::from_secs(1);
+/// A node that does not answer a ping by then is given up.
+const PING_DEADLINE: Duration = Duration::from_secs(3);
+const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
+
+#[derive(Clone)]
+struct Link {
+    master: NodeId,
+    client: DataClient,
+    caller: Caller,
+    stop: CancellationToken,
+}
+
+/// See the module's text.
+pub struct RemoteDevice {
+    volume: VolumeId,
+    identity: Identity,
+    environment: Environment,
+    attachment: u64,
+    io_timeout: Duration,
+    session: AtomicU64,
+    blocks: AtomicU64,
+    link: Mutex<Option<Link>>,
+    connecting: tokio::sync::Mutex<()>,
+}
+
+impl Drop for RemoteDevice {
+    fn drop(&mut self) {
+        if let Some(link) = self.link.lock().take() {
+            link.stop.cancel();
+        }
+    }
+}
+
+impl RemoteDevice {
+    /// Connects to the volume's master, waiting for one up to the volume's `io.timeout`. `attachment` is that of the mount
+    /// claim (see [`super::VolumeState::attachment`]).
+    ///
+    /// # Errors
+    /// No master answered in time, the volume is gone, or a later mount took over.
+    pub async fn open(
+        volume: VolumeId,
+        identity: Identity,
+        environment: Environment,
+        attachment: u64,
+    ) -> Result<Self, DeviceError> {
+        let state = environment
+            .config
+            .read(volume)
+            .await
+            .map_err(|error| DeviceError::Unavailable(error.to_string()))?;
+        let device = Self {
+            volume,
+            identity,
+            environment,
+            attachment,
+            io_timeout: state.io_timeout,
+            // Beyond those of an earlier device of the same mount, should its daemon have restarted.
+            session: AtomicU64::new(u64::try_from(jiff::Timestamp::now().as_microsecond()).unwrap_or(1)),
+            blocks: AtomicU64::new(state.blocks),
+            link: Mutex::new(None),
+            connecting: tokio::sync::Mutex::new(()),
+        };
+        device.retry(async |_, _| Ok(Ok(()))).await?;
+        Ok(device)
+    }
+
+    /// The connection to the active master, opened anew if it was lost.
+    async fn connected(&self) -> Result<Link, RemoteFailure> {
+        let _connecting = self.connecting.lock().await;
+        if let Some(link) = self.link.lock().clone()
+            && !link.stop.is_cancelled()
+        {
+            return Ok(link);
+        }
+        let later = |why: String| RemoteFailure::Later(why);
+        let state = match self.environment.config.read(self.volume).await {
+            Ok(state) => state,
+            Err(ConfigError::Gone) => {
+                return Err(RemoteFailure::Final(DeviceError::Unavailable(
+                    "the volume has been removed".to_owned(),
+                )));
+            }
+            Err(error) => return Err(later(error.to_string())),
+        };
+        let Some(master) = state.configuration.master else {
+            return Err(later("it has no master".to_owned()));
+        };
+        let Some(address) = self.environment.peers.address(master) else {
+            return Err(later(format!("the address of its master, node {master}, is unknown")));
+        };
+        let connection = rpc::connect(&address, Kind::Data, &self.identity, CONNECT_DEADLINE)
+            .await
+            .map_err(|error| later(error.to_string()))?;
+        let (channel, drive) = rpc::call::<DataRequest, DataResponse>(connection, Limits::default());
+        let stop = CancellationToken::new();
+        let stopped = stop.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = stopped.cancelled() => {}
+                () = drive => stopped.cancel(),
+            }
+        });
+        let link = Link {
+            master,
+            client: DataClient::from(channel),
+            caller: Caller {
+                attachment: self.attachment,
+                session: self.session.fetch_add(1, Ordering::SeqCst) + 1,
+            },
+            stop,
+        };
+        let open = link
+            .client
+            .device_open(within(self.io_timeout), self.volume, link.caller);
+        match self.watched(&link, open).await {
+            Ok(Ok(blocks)) => {
+                self.blocks.fetch_max(blocks, Ordering::SeqCst);
+                *self.link.lock() = Some(link.clone());
+                Ok(link)
+            }
+            Ok(Err(RemoteError::NotMaster)) => {
+                link.stop.cancel();
+                Err(later(format!("node {master} does not serve it yet")))
+            }
+            Ok(Err(error)) => {
+                link.stop.cancel();
+                Err(RemoteFailure::Final(error.into()))
+            }
+            Err(error) => {
+                link.stop.cancel();
+                Err(later(error.to_string()))
+            }
+        }
+    }
+
+    /// Waits for a call for as long as its node answers pings: a call may take long, a dead node may not.
+    async fn watched<T>(&self, link: &Link, call: impl Future<Output = Result<T, RpcError>>) -> Result<T, RpcError> {
+        let mut call = std::pin::pin!(call);
+        loop {
+            tokio::select! {
+                biased;
+                result = &mut call => return result,
+                () = time::sleep(PING) => {}
+            }
+            let ping = async {
+                let alive = link.client.ping(within(PING_DEADLINE)).await;
+                if let Err(error) = alive {
+                    return error;
+                }
+                std::future::pending().await
+            };
+            tokio::select! {
+                biased;
+                result = &mut call => return result,
+                error = ping => {
+                    link.stop.cancel();
+                    return Err(error);
+                }
+                () = time::sleep(PING) => {}
+            }
+        }
+    }
+
+    /// Repeats a call until it succeeds, fails for good, or `io.timeout` has passed.
+    async fn retry<T>(
+        &self,
+        call: impl AsyncFn(&Link, Duration) -> Result<Result<T, RemoteError>, RpcError>,
+    ) -> Result<T, DeviceError> {
+        let started = Instant::now();
+        loop {
+            let left = self.io_timeout.saturating_sub(started.elapsed());
+            let why = match self.connected().await {
+                Ok(link) => match self.watched(&link, call(&link, left)).await {
+                    Ok(Ok(value)) => return Ok(value),
+                    Ok(Err(RemoteError::NotMaster)) => {
+                        self.drop_link(&link);
+                        format!("node {} is not its master any more", link.master)
+                    }
+                    Ok(Err(error)) => return Err(error.into()),
+                    Err(error) => {
+                        self.drop_link(&link);
+                        format!("node {}: {error}", link.master)
+                    }
+                },
+                Err(RemoteFailure::Final(error)) => return Err(error),
+                Err(RemoteFailure::Later(why)) => why,
+            };
+            if started.elapsed() >= self.io_timeout {
+                return Err(DeviceError::Unavailable(why));
+            }
+            tracing::debug!(volume = %self.volume, %why, "device call is tried again");
+            time::sleep(RETRY).await;
+        }
+    }
+
+    /// Gives a connection up. Another call may have opened a new one already.
+    fn drop_link(&self, link: &Link) {
+        link.stop.cancel();
+        self.link.lock().take_if(|open| open.stop.is_cancelled());
+    }
+
+    fn run<T>(
+        &self,
+        call: impl AsyncFn(&Link, Duration) -> Result<Result<T, RemoteError>, RpcError>,
+    ) -> Result<T, DeviceError> {
+        self.environment.runtime.block_on(self.retry(call))
+    }
+
+    fn out_of_range(&self, block: u64, count: u64) -> DeviceError {
+        DeviceError::OutOfRange {
+            block,
+            count,
+            blocks: self.blocks(),
+        }
+    }
+}
+
+/// What to do about a master that was not reached.
+enum RemoteFailure {
+    Later(String),
+    Final(DeviceError),
+}
+
+impl BlockDevice for RemoteDevice {
+    fn blocks(&self) -> u64 {
+        self.blocks.load(Ordering::SeqCst)
+    }
+
+    fn read(&self, block: u64, buffer: &mut [u8]) -> Result<(), DeviceError> {
+        if buffer.is_empty() || !buffer.len().is_multiple_of(BLOCK_SIZE) {
+            return Err(self.out_of_range(block, 0));
+        }
+        for (index, part) in buffer.chunks_mut(MAX_DATA).enumerate() {
+            let first = block + (index * (MAX_DATA / BLOCK_SIZE)) as u64;
+            let count = (part.len() / BLOCK_SIZE) as u32;
+            let data = self.run(async |link: &Link, left| {
+                link.client
+                    .device_read(within(left), self.volume, link.caller, first, count)
+                    .await
+            })?;
+            if data.len() != part.len() {
+                return Err(DeviceError::Io(
+                    "the master sent less or more than was asked for".to_owned(),
+                ));
+            }
+            part.copy_from_slice(&data);
+        }
+        Ok(())
+    }
+
+    fn write(&self, writes: &[Write], flush: bool) -> Result<(), DeviceError> {
+        let batches =
+            batches(writes).ok_or_else(|| self.out_of_range(writes.first().map_or(0, |write| write.block), 0))?;
+        if batches.is_empty() && flush {
+            return self.flush();
+        }
+        let last = batches.len().saturating_sub(1);
+        for (index, blocks) in batches.iter().enumerate() {
+            self.run(async |link: &Link, left| {
+                link.client
+                    .device_write(
+                        within(left),
+                        self.volume,
+                        link.caller,
+                        blocks.clone(),
+                        flush && index == last,
+                    )
+                    .await
+            })?;
+        }
+        Ok(())
+    }
+
+    fn discard(&self, block: u64, count: u64) -> Result<(), DeviceError> {
+        self.run(async |link: &Link, left| {
+            link.client
+                .device_discard(within(left), self.volume, link.caller, block, count)
+                .await
+        })
+    }
+
+    fn flush(&self) -> Result<(), DeviceError> {
+        self.run(async |link: &Link, left| link.client.device_flush(within(left), self.volume, link.caller).await)
+    }
+}

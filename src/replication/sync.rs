@@ -1,0 +1,524 @@
+//! Bringing copies up to date: comparing two copies and sending what differs.
+//!
+//! [`Master::copy_extent`] makes one extent of a copy equal to another's; activation uses it for the tail, a sync for the
+//! whole volume. A sync walks the extents upwards under the high-water mark of its [`Replica`]: each step holds the range lock from
+//! the mark to the end of the extent that it copies, then raises the mark past it. A write above the mark that skips the copy leaves its
+//! extents on a list, which the walk visits too. It runs on a thread of its own, over its own connection.
+
+use super::{
+    change::View,
+    link::{ALL, LinkError, Replica, flatten},
+    master::Master,
+    service::{Blocks, DataClient, Position},
+    store::{CopyError, Sum, ZERO_SUM},
+};
+use crate::{
+    block::{BLOCK_SIZE, BlockDevice, DeviceError, EXTENT_BLOCKS, EXTENT_SIZE},
+    rpc::{Kind, Payload, Sums, within},
+    volume::NodeId,
+};
+use bytes::Bytes;
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+use tokio::{task, time};
+use tokio_util::sync::CancellationToken;
+
+/// Blocks sent in one message.
+const RUN: u64 = 256;
+/// Extent hashes asked for at once.
+const HASHES: usize = 64;
+/// Deadline of one message of a sync: it may wait behind others on a busy disk.
+const DEADLINE: Duration = Duration::from_secs(30);
+/// How often a sync looks whether the foreground is idle.
+const YIELD_STEP: Duration = Duration::from_millis(2);
+
+/// How far a sync is.
+#[derive(Debug)]
+pub(super) struct Progress {
+    started: Mutex<Instant>,
+    total: AtomicU64,
+    done: AtomicU64,
+    sent: AtomicU64,
+    error: Mutex<Option<String>>,
+}
+
+impl Progress {
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
+            started: Mutex::new(Instant::now()),
+            total: AtomicU64::new(0),
+            done: AtomicU64::new(0),
+            sent: AtomicU64::new(0),
+            error: Mutex::new(None),
+        })
+    }
+
+    fn restart(&self) {
+        *self.started.lock() = Instant::now();
+        self.total.store(0, Ordering::Relaxed);
+        self.done.store(0, Ordering::Relaxed);
+        self.sent.store(0, Ordering::Relaxed);
+    }
+
+    pub(super) fn snapshot(&self) -> SyncProgress {
+        let done = self.done.load(Ordering::Relaxed);
+        let seconds = self.started.lock().elapsed().as_secs_f64().max(0.001);
+        SyncProgress {
+            bytes_total: self.total.load(Ordering::Relaxed).max(done),
+            bytes_done: done,
+            // Whole bytes are precise enough.
+            bytes_per_second: (done as f64 / seconds) as u64,
+            blocks_sent: self.sent.load(Ordering::Relaxed),
+            last_error: self.error.lock().clone(),
+        }
+    }
+}
+
+/// How far a sync is, for people.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SyncProgress {
+    /// Bytes to compare; grows when the volume grows meanwhile.
+    pub bytes_total: u64,
+    /// Bytes compared and made equal.
+    pub bytes_done: u64,
+    /// Mean rate since the sync last started.
+    pub bytes_per_second: u64,
+    /// Blocks that differed and were sent.
+    pub blocks_sent: u64,
+    /// Why it had to start again, if it had to.
+    pub last_error: Option<String>,
+}
+
+/// Why a sync or the equalising of a tail stopped.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SyncError {
+    #[error("{0}")]
+    Link(#[from] LinkError),
+    #[error("the master's copy: {0}")]
+    Local(CopyError),
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    #[error("extent {0} differs after it was copied")]
+    Differs(u64),
+    #[error("the copy was left out meanwhile")]
+    Dropped,
+}
+
+/// One of two copies that are compared.
+pub(super) enum Side<'a> {
+    Local,
+    Remote(&'a Replica, &'a DataClient),
+}
+
+impl Master {
+    fn wait<T>(&self, future: impl Future<Output = T>) -> T {
+        self.environment.runtime.block_on(future)
+    }
+
+    fn side_sums(&self, side: &Side<'_>, block: u64, count: u64) -> Result<Vec<Sum>, SyncError> {
+        match side {
+            Side::Local => self.local.copy().sums(block, count).map_err(SyncError::Local),
+            Side::Remote(_, client) => {
+                // At most an extent.
+                let call = client.block_sums(within(DEADLINE), self.volume, block, count as u32);
+                let sums = flatten(self.wait(call), DEADLINE)?;
+                match sums.get() {
+                    Some(sums) if sums.len() as u64 == count => Ok(sums.to_vec()),
+                    _ => Err(LinkError::Copy(CopyError::Invalid("wrong number of sums".to_owned())).into()),
+                }
+            }
+        }
+    }
+
+    fn side_read(&self, side: &Side<'_>, block: u64, count: u64) -> Result<Bytes, SyncError> {
+        match side {
+            Side::Local => {
+                let mut buffer = vec![0; count as usize * BLOCK_SIZE];
+                match self.local.copy().read(block, &mut buffer) {
+                    Ok(()) => Ok(Bytes::from(buffer)),
+                    Err(error) => Err(SyncError::Local(error)),
+                }
+            }
+            Side::Remote(_, client) => {
+                let call = client.read(within(DEADLINE), self.volume, block, count as u32);
+                let (data, _) = flatten(self.wait(call), DEADLINE)?;
+                if data.len() as u64 == count * BLOCK_SIZE as u64 {
+                    Ok(data.0)
+                } else {
+                    Err(LinkError::Copy(CopyError::Invalid("wrong number of blocks".to_owned())).into())
+                }
+            }
+        }
+    }
+
+    /// Writes a run of blocks, or discards it when `data` is `None`.
+    fn side_write(
+        &self,
+        side: &Side<'_>,
+        block: u64,
+        count: u64,
+        data: Option<Bytes>,
+        sums: &[Sum],
+    ) -> Result<(), SyncError> {
+        let epoch = self.last_view().configuration.epoch;
+        let blocks = data.map(|data| Blocks {
+            ranges: vec![(block, count as u32)],
+            data: vec![Payload(data)],
+            sums: Sums::from(sums.to_vec()),
+        });
+        match side {
+            Side::Local => {
+                let stamp = self.local_stamp(epoch);
+                match &blocks {
+                    Some(blocks) => self.local.write(stamp, Position::default(), blocks, false),
+                    None => self.local.discard(stamp, Position::default(), block, count),
+                }
+                .map_err(SyncError::Local)
+            }
+            Side::Remote(replica, client) => {
+                let mut at = epoch;
+                loop {
+                    let stamp = replica.current_stamp(at)?;
+                    let context = within(DEADLINE);
+                    let result = match blocks.clone() {
+                        Some(blocks) => self.wait(client.write(context, stamp, Position::default(), blocks, false)),
+                        None => self.wait(client.discard(context, stamp, Position::default(), block, count)),
+                    };
+                    match flatten(result, DEADLINE) {
+                        Ok(()) => return Ok(()),
+                        Err(LinkError::Copy(CopyError::Stale { epoch: theirs, .. })) if theirs > at => {
+                            at = self.wait(self.catch_up(at, theirs))?;
+                            if at < theirs {
+                                return Err(SyncError::Dropped);
+                            }
+                        }
+                        Err(error) => return Err(error.into()),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Makes an extent of `target` equal to `source`'s, under a lock of its range; returns the blocks that differed.
+    pub(super) fn copy_extent(&self, extent: u64, source: &Side<'_>, target: &Side<'_>) -> Result<u64, SyncError> {
+        let first = extent * EXTENT_BLOCKS;
+        let count = EXTENT_BLOCKS.min(self.blocks().saturating_sub(first));
+        if count == 0 {
+            return Ok(0);
+        }
+        let want = self.side_sums(source, first, count)?;
+        let have = self.side_sums(target, first, count)?;
+        let mut differed = 0;
+        let mut at = 0;
+        while at < count {
+            let index = at as usize;
+            if want[index] == have[index] {
+                at += 1;
+                continue;
+            }
+            // A run of blocks that differ, all of them zero or none.
+            let zero = want[index] == ZERO_SUM;
+            let mut end = at + 1;
+            while end < count
+                && end - at < RUN
+                && want[end as usize] != have[end as usize]
+                && (want[end as usize] == ZERO_SUM) == zero
+            {
+                end += 1;
+            }
+            let (block, run) = (first + at, end - at);
+            let sums = &want[index..end as usize];
+            let data = if zero {
+                None
+            } else {
+                Some(self.read_mending(source, block, run)?)
+            };
+            self.side_write(target, block, run, data, sums)?;
+            differed += run;
+            at = end;
+        }
+        Ok(differed)
+    }
+
+    /// Reads blocks to copy; a corrupt one is mended first if it is this node's.
+    fn read_mending(&self, source: &Side<'_>, block: u64, count: u64) -> Result<Bytes, SyncError> {
+        for _ in 0..count {
+            match self.side_read(source, block, count) {
+                Err(SyncError::Local(CopyError::Corrupt { block })) => self.mend_locked(block)?,
+                other => return other,
+            }
+        }
+        self.side_read(source, block, count)
+    }
+
+    /// Starts a sync for each of `syncing` that has none, and ends those of others.
+    pub(super) fn keep_syncs(&self, syncing: &BTreeSet<NodeId>) {
+        let mut syncs = self.syncs.lock();
+        syncs.retain(|node, (_, stop)| {
+            let stays = syncing.contains(node);
+            if !stays {
+                stop.cancel();
+            }
+            stays
+        });
+        for node in syncing {
+            if syncs.contains_key(node) {
+                continue;
+            }
+            let Some(this) = self.this.upgrade() else { return };
+            let progress = Progress::new();
+            let stop = self.stop.child_token();
+            syncs.insert(*node, (Arc::clone(&progress), stop.clone()));
+            self.environment.runtime.spawn(run(this, *node, progress, stop));
+        }
+    }
+
+    /// Progress of the syncs that run, by node.
+    #[must_use]
+    pub fn sync_progress(&self) -> BTreeMap<NodeId, SyncProgress> {
+        self.syncs
+            .lock()
+            .iter()
+            .map(|(node, (progress, _))| (*node, progress.snapshot()))
+            .collect()
+    }
+
+    /// Connects to a syncing copy, makes it if it is not there, and shows it to writes at mark 0.
+    async fn add_syncing(&self, node: NodeId) -> Result<(Arc<Replica>, DataClient, CancellationToken), SyncError> {
+        let _changing = self.changing.lock().await;
+        let view = self.view()?;
+        if !view.configuration.syncing.contains(&node) {
+            return Err(SyncError::Dropped);
+        }
+        let replica = Replica::new(
+            node,
+            self.volume,
+            self.host.identity().clone(),
+            Arc::clone(&self.environment.peers),
+            self.options.replica_deadline,
+            Arc::clone(&self.sessions),
+            false,
+        );
+        let blocks = self.blocks();
+        let epoch = view.configuration.epoch;
+        let deadline = self.options.replica_deadline;
+        let state = replica.attach(epoch, Some(blocks), deadline).await?;
+        let (client, stop) = replica.open(Kind::Sync, deadline).await?;
+        if state.blocks < blocks {
+            let stamp = replica.current_stamp(epoch)?;
+            flatten(client.grow(within(deadline), stamp, blocks).await, deadline)?;
+        }
+        let mut next = View::clone(&view);
+        for old in next.replicas.iter().filter(|old| old.node == node) {
+            old.give_up();
+        }
+        next.replicas.retain(|old| old.node != node);
+        next.replicas.push(Arc::clone(&replica));
+        self.install(next);
+        Ok((replica, client, stop))
+    }
+
+    /// Everything is copied: the copy joins the in-sync set.
+    async fn complete(&self, replica: &Arc<Replica>, reason: &str) -> Result<(), SyncError> {
+        let _changing = self.changing.lock().await;
+        let started = Instant::now();
+        loop {
+            let view = self.view()?;
+            if replica.is_dropped() || !view.has(replica) || !view.configuration.syncing.contains(&replica.node) {
+                return Err(SyncError::Dropped);
+            }
+            let mut next = View::clone(&view);
+            let configuration = &mut next.configuration;
+            configuration.syncing.remove(&replica.node);
+            configuration.lost.remove(&replica.node);
+            configuration.in_sync.insert(replica.node);
+            let wanted = configuration.replicas_in_sync().min(view.rule.replicas);
+            configuration.established = configuration.established.max(wanted);
+            if !self.swap(&view, &mut next, reason, started).await? {
+                continue;
+            }
+            let unfenced = self.fence_all(next.configuration.epoch, &next.replicas).await?;
+            self.install(next);
+            self.syncs.lock().remove(&replica.node);
+            let failed: Vec<_> = unfenced
+                .into_iter()
+                .map(|(replica, error)| (replica, error.to_string()))
+                .collect();
+            if !failed.is_empty() {
+                self.fail_locked(failed).await?;
+            }
+            return Ok(());
+        }
+    }
+
+    /// One attempt, on a blocking thread.
+    fn sync_once(&self, node: NodeId, progress: &Progress, stop: &CancellationToken) -> Result<(), SyncError> {
+        progress.restart();
+        let (replica, client, connection) = self.wait(self.add_syncing(node))?;
+        let _close = connection.drop_guard();
+        let result = self.walk(&replica, &client, progress, stop);
+        if result.is_err() && !replica.is_dropped() {
+            // Writes need not wait for it any more; the next attempt brings a new one.
+            if let Err(error) = self.wait(self.fail_replica(&replica, "its sync failed")) {
+                tracing::debug!(volume = %self.volume, %node, %error, "leaving out a copy whose sync failed");
+            }
+        }
+        result
+    }
+
+    fn walk(
+        &self,
+        replica: &Arc<Replica>,
+        client: &DataClient,
+        progress: &Progress,
+        stop: &CancellationToken,
+    ) -> Result<(), SyncError> {
+        let mut extents: BTreeSet<u64> = self
+            .local
+            .copy()
+            .allocated_extents()
+            .map_err(SyncError::Local)?
+            .into_iter()
+            .collect();
+        let end = self.blocks().div_ceil(EXTENT_BLOCKS);
+        extents.extend(self.remote_extents(client)?.into_iter().filter(|extent| *extent < end));
+        progress
+            .total
+            .store(extents.len() as u64 * EXTENT_SIZE, Ordering::Relaxed);
+        // Nobody but this walk changes the copy above its mark, so its hashes may be asked for ahead.
+        let mut hashes: BTreeMap<u64, Sum> = BTreeMap::new();
+        loop {
+            if stop.is_cancelled() || replica.is_dropped() {
+                return Err(SyncError::Dropped);
+            }
+            self.give_way();
+            let mark = replica.mark();
+            let listed = extents.range(mark..).next().copied();
+            let skipped = replica.next_skipped(mark);
+            let Some(next) = [listed, skipped].into_iter().flatten().min() else {
+                // Nothing above the mark, as far as known: hold all writes for a moment to be sure.
+                let _range = self.ranges.lock(vec![(mark * EXTENT_BLOCKS, u64::MAX)]);
+                if replica.next_skipped(mark).is_none() {
+                    replica.set_mark(ALL);
+                    break;
+                }
+                continue;
+            };
+            if listed == Some(next) && !hashes.contains_key(&next) {
+                hashes = self.fetch_hashes(client, extents.range(next..).take(HASHES).copied().collect())?;
+            }
+            let _range = self
+                .ranges
+                .lock(vec![(mark * EXTENT_BLOCKS, (next + 1).saturating_mul(EXTENT_BLOCKS))]);
+            if replica.next_skipped(mark).is_some_and(|earlier| earlier < next) {
+                continue;
+            }
+            let local = self.local.copy().extent_hash(next).map_err(SyncError::Local)?;
+            if hashes.get(&next) != Some(&local) {
+                let sent = self.copy_extent(next, &Side::Local, &Side::Remote(replica, client))?;
+                progress.sent.fetch_add(sent, Ordering::Relaxed);
+                self.stats.sent(sent);
+            }
+            replica.forget_skipped(next);
+            replica.set_mark(next + 1);
+            progress.done.fetch_add(EXTENT_SIZE, Ordering::Relaxed);
+            extents.insert(next);
+        }
+        let view = self.view()?;
+        let stamp = replica.current_stamp(view.configuration.epoch)?;
+        match flatten(self.wait(client.flush(within(DEADLINE), stamp)), DEADLINE) {
+            Ok(()) => {}
+            Err(LinkError::Copy(CopyError::Stale { epoch: theirs, .. })) => {
+                let epoch = self.wait(self.catch_up(view.configuration.epoch, theirs))?;
+                let stamp = replica.current_stamp(epoch)?;
+                flatten(self.wait(client.flush(within(DEADLINE), stamp)), DEADLINE)?;
+            }
+            Err(error) => return Err(error.into()),
+        }
+        self.check_equal(client, &extents)?;
+        let sent = progress.sent.load(Ordering::Relaxed);
+        let reason = format!("copy complete, {sent} blocks sent");
+        self.wait(self.complete(replica, &reason))
+    }
+
+    /// Compares the hashes of `extents`, each batch while no write is in flight there.
+    fn check_equal(&self, client: &DataClient, extents: &BTreeSet<u64>) -> Result<(), SyncError> {
+        let all: Vec<u64> = extents.iter().copied().collect();
+        for batch in all.chunks(HASHES) {
+            let ranges = batch
+                .iter()
+                .map(|extent| (extent * EXTENT_BLOCKS, (extent + 1) * EXTENT_BLOCKS))
+                .collect();
+            let _range = self.ranges.lock(ranges);
+            let theirs = self.fetch_hashes(client, batch.to_vec())?;
+            for extent in batch {
+                let local = self.local.copy().extent_hash(*extent).map_err(SyncError::Local)?;
+                if theirs.get(extent) != Some(&local) {
+                    return Err(SyncError::Differs(*extent));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn fetch_hashes(&self, client: &DataClient, extents: Vec<u64>) -> Result<BTreeMap<u64, Sum>, SyncError> {
+        let call = client.extent_hashes(within(DEADLINE), self.volume, extents.clone());
+        let hashes = flatten(self.wait(call), DEADLINE)?;
+        match hashes.get() {
+            Some(hashes) if hashes.len() == extents.len() => {
+                Ok(extents.into_iter().zip(hashes.iter().copied()).collect())
+            }
+            _ => Err(LinkError::Copy(CopyError::Invalid("wrong number of hashes".to_owned())).into()),
+        }
+    }
+
+    /// Lets calls of the foreground go first, for a bounded time, so that a sync always moves on.
+    fn give_way(&self) {
+        let started = Instant::now();
+        while self.in_foreground() && started.elapsed() < self.options.sync_yield {
+            std::thread::sleep(YIELD_STEP);
+        }
+    }
+}
+
+/// Syncs one copy until it is complete or no longer wanted.
+async fn run(master: Arc<Master>, node: NodeId, progress: Arc<Progress>, stop: CancellationToken) {
+    let mut pause = master.options.sync_retry;
+    let longest = pause * 64;
+    loop {
+        let attempt = {
+            let master = Arc::clone(&master);
+            let progress = Arc::clone(&progress);
+            let stop = stop.clone();
+            task::spawn_blocking(move || master.sync_once(node, &progress, &stop)).await
+        };
+        let error = match attempt {
+            Ok(Ok(())) => {
+                master.stats.synced();
+                tracing::info!(volume = %master.volume, %node, "copy is in sync");
+                return;
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(error) => error.to_string(),
+        };
+        if stop.is_cancelled() {
+            return;
+        }
+        tracing::warn!(volume = %master.volume, %node, %error, "sync starts again");
+        *progress.error.lock() = Some(error);
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = time::sleep(pause) => {}
+        }
+        pause = (pause * 2).min(longest);
+    }
+}

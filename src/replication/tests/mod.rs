@@ -1,0 +1,578 @@
+//! The promises of replication, on several nodes in one process.
+
+mod cluster;
+
+use super::{store::ZERO_SUM, *};
+use crate::{
+    block::{BLOCK_SIZE, BlockDevice, DeviceError, EXTENT_BLOCKS, Write, sums_of},
+    volume::FailureMode,
+};
+use cluster::{BLOCKS, Cluster, LONG, eventually, filled, get, put};
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use std::{
+    fs::OpenOptions,
+    os::unix::fs::FileExt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+#[test]
+fn acknowledged_writes_are_on_all_copies() {
+    let cluster = Cluster::new(3, 0, FailureMode::Soft);
+    let master = cluster.activate(0);
+    let writes = [
+        Write {
+            block: 5,
+            data: filled(1, 3),
+        },
+        Write {
+            block: EXTENT_BLOCKS - 1,
+            data: filled(2, 2),
+        },
+    ];
+    master.write(&writes, true).unwrap();
+    for node in 0..3 {
+        assert_eq!(cluster.block_of(node, 7), vec![1; BLOCK_SIZE]);
+        assert_eq!(cluster.block_of(node, EXTENT_BLOCKS), vec![2; BLOCK_SIZE]);
+    }
+    // Larger than one message.
+    put(&*master, 1000, 3, 2500).unwrap();
+    master.discard(6, 1).unwrap();
+    master.flush().unwrap();
+    for node in 0..3 {
+        assert_eq!(cluster.block_of(node, 3499), vec![3; BLOCK_SIZE]);
+        assert_eq!(cluster.block_of(node, 6), vec![0; BLOCK_SIZE]);
+        let entry = cluster.nodes[node].host.entry(cluster.volume).unwrap();
+        assert_eq!(entry.copy().sums(6, 1).unwrap(), vec![ZERO_SUM]);
+    }
+    assert_eq!(get(&*master, 3499), 3);
+    cluster.assert_identical(&master);
+    assert!(matches!(
+        put(&*master, BLOCKS - 1, 1, 2),
+        Err(DeviceError::OutOfRange { .. })
+    ));
+}
+
+#[test]
+fn a_killed_replica_leaves_the_in_sync_set_and_writes_go_on() {
+    for mode in [FailureMode::Soft, FailureMode::AlwaysOn] {
+        let mut cluster = Cluster::new(3, 0, mode);
+        let master = cluster.activate(0);
+        let stop = AtomicBool::new(false);
+        let acknowledged = AtomicU64::new(0);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut round = 0_u64;
+                while !stop.load(Ordering::SeqCst) {
+                    put(&*master, round % BLOCKS, (round % 251) as u8 + 1, 1).unwrap();
+                    round += 1;
+                    acknowledged.store(round, Ordering::SeqCst);
+                }
+            });
+            eventually("writes", || acknowledged.load(Ordering::SeqCst) > 20);
+            cluster.kill(2);
+            eventually("the replica leaves", || !cluster.is_in_sync(2));
+            let then = acknowledged.load(Ordering::SeqCst);
+            eventually("writes go on", || acknowledged.load(Ordering::SeqCst) > then + 20);
+            stop.store(true, Ordering::SeqCst);
+        });
+        assert!(cluster.configuration().lost.contains_key(&cluster.nodes[2].id));
+        assert_eq!(master.stats().snapshot().drops, 1);
+        cluster.assert_identical(&master);
+    }
+}
+
+#[test]
+fn a_hard_volume_suspends_writes_then_is_read_only_and_returns_by_itself() {
+    let mut cluster = Cluster::new(2, 0, FailureMode::Hard);
+    cluster.config.state.lock().io_timeout = Duration::from_millis(300);
+    let master = cluster.activate(0);
+    put(&*master, 1, 1, 1).unwrap();
+    cluster.kill(1);
+    let error = put(&*master, 2, 2, 1).unwrap_err();
+    assert!(matches!(error, DeviceError::ReadOnly(_)), "{error}");
+    assert!(error.to_string().contains("1 of 1 replicas lost"), "{error}");
+    assert_eq!(get(&*master, 1), 1);
+    // Suspended for its time already: the next call fails at once.
+    assert!(matches!(put(&*master, 2, 2, 1), Err(DeviceError::ReadOnly(_))));
+    cluster.restart(1);
+    cluster.sync(&master, 1);
+    eventually("the replica is in sync", || cluster.joined(&master, 1));
+    eventually("writes go on", || put(&*master, 3, 3, 1).is_ok());
+    assert_eq!(cluster.block_of(1, 3), vec![3; BLOCK_SIZE]);
+    cluster.assert_identical(&master);
+}
+
+#[test]
+fn a_suspended_write_succeeds_when_the_replica_is_back_in_time() {
+    let mut cluster = Cluster::new(2, 0, FailureMode::Hard);
+    let master = cluster.activate(0);
+    cluster.kill(1);
+    let writer = {
+        let master = Arc::clone(&master);
+        thread::spawn(move || put(&*master, 2, 2, 1))
+    };
+    eventually("suspended", || master.status().blocked.is_some());
+    cluster.restart(1);
+    cluster.sync(&master, 1);
+    writer.join().unwrap().unwrap();
+    assert_eq!(cluster.block_of(1, 2), vec![2; BLOCK_SIZE]);
+    cluster.assert_identical(&master);
+}
+
+#[test]
+fn an_old_master_is_refused_after_a_promotion() {
+    let cluster = Cluster::new(3, 0, FailureMode::Soft);
+    let old = cluster.activate(0);
+    put(&*old, 1, 1, 1).unwrap();
+    let heir = cluster.nodes[1].id;
+    cluster.reconfigure(|configuration| configuration.master = Some(heir));
+    let new = cluster.activate(1);
+    // Nobody told the old one.
+    assert!(matches!(put(&*old, 1, 9, 1), Err(DeviceError::Fenced(_))));
+    assert!(matches!(old.read(1, &mut [0; BLOCK_SIZE]), Err(DeviceError::Fenced(_))));
+    assert!(matches!(old.flush(), Err(DeviceError::Fenced(_))));
+    assert_eq!(get(&*new, 1), 1);
+    put(&*new, 1, 2, 1).unwrap();
+    cluster.assert_identical(&new);
+}
+
+#[test]
+fn an_idle_old_master_ends_when_it_hears_of_the_new_one() {
+    let cluster = Cluster::new(2, 0, FailureMode::Soft);
+    let old = cluster.activate(0);
+    let heir = cluster.nodes[1].id;
+    cluster.reconfigure(|configuration| configuration.master = Some(heir));
+    assert!(matches!(cluster.tell(&old), Err(DeviceError::Fenced(_))));
+    assert!(old.stopped().is_cancelled());
+    assert!(cluster.nodes[0].host.master(cluster.volume).is_none());
+}
+
+#[test]
+fn concurrent_overlapping_writes_end_the_same_on_all_copies() {
+    let cluster = Cluster::new(3, 0, FailureMode::Soft);
+    let master = cluster.activate(0);
+    thread::scope(|scope| {
+        for worker in 0..4 {
+            let master = &master;
+            scope.spawn(move || {
+                let mut random = StdRng::seed_from_u64(worker);
+                for _ in 0..60 {
+                    let count = random.random_range(1..6);
+                    let block = random.random_range(0..12);
+                    if random.random_ratio(1, 10) {
+                        master.discard(block, count as u64).unwrap();
+                    } else {
+                        put(&**master, block, random.random_range(1..=255), count).unwrap();
+                    }
+                    if random.random_ratio(1, 20) {
+                        master.flush().unwrap();
+                    }
+                }
+            });
+        }
+    });
+    cluster.assert_identical(&master);
+}
+
+#[test]
+fn the_tail_of_a_dead_master_is_made_equal() {
+    let mut cluster = Cluster::new(3, 0, FailureMode::AlwaysOn);
+    let old = cluster.activate(0);
+    put(&*old, 10, 1, 4).unwrap();
+    old.flush().unwrap();
+    // The master died while a write was on one replica only, and another one on the other only.
+    let epoch = cluster.configuration().epoch;
+    for (node, block, byte) in [(1, 11, 7), (2, EXTENT_BLOCKS + 3, 8)] {
+        let data = filled(byte, 1);
+        let write = CopyWrite {
+            block,
+            data: &data,
+            sums: &sums_of(&data),
+        };
+        let entry = cluster.nodes[node].host.entry(cluster.volume).unwrap();
+        entry.copy().write(epoch, &[write], false).unwrap();
+    }
+    old.stop();
+    drop(old);
+    cluster.kill(0);
+    let (dead, heir) = (cluster.nodes[0].id, cluster.nodes[1].id);
+    cluster.reconfigure(|configuration| {
+        configuration.master = Some(heir);
+        configuration.in_sync.remove(&dead);
+    });
+    let new = cluster.activate(1);
+    assert_eq!(get(&*new, 10), 1);
+    assert_eq!(get(&*new, 11), 7);
+    assert_eq!(get(&*new, EXTENT_BLOCKS + 3), 0);
+    cluster.assert_identical(&new);
+}
+
+#[test]
+fn a_write_not_known_to_be_everywhere_is_remembered_by_its_copies() {
+    let cluster = Cluster::new(2, 0, FailureMode::Soft);
+    let master = cluster.activate(0);
+    let entry = cluster.nodes[1].host.entry(cluster.volume).unwrap();
+    put(&*master, 0, 1, 1).unwrap();
+    put(&*master, 3 * EXTENT_BLOCKS, 1, 1).unwrap();
+    // The last write's acknowledgement has not been told yet.
+    assert!(entry.state().hot.contains(&3));
+}
+
+#[test]
+fn a_restarted_node_takes_what_it_lost_in_a_power_cut_from_another_copy() {
+    let mut cluster = Cluster::new(2, 0, FailureMode::Soft);
+    let master = cluster.activate(0);
+    put(&*master, 1, 1, 1).unwrap();
+    master.flush().unwrap();
+    put(&*master, 2, 2, 1).unwrap();
+    let epoch = cluster.configuration().epoch;
+    master.stop();
+    drop(master);
+    cluster.kill(0);
+    // What was not flushed is gone from the master's disk.
+    cluster.nodes[0].faults.rebooted.store(true, Ordering::SeqCst);
+    let entry = cluster.nodes[0].host.entry(cluster.volume).unwrap();
+    entry.copy().discard(epoch, 2, 1).unwrap();
+    drop(entry);
+    cluster.restart(0);
+    let master = cluster.activate(0);
+    assert_eq!(get(&*master, 1), 1);
+    assert_eq!(get(&*master, 2), 2, "acknowledged, and still on the other copy");
+    cluster.assert_identical(&master);
+}
+
+#[test]
+fn a_replica_that_lost_writes_in_a_power_cut_is_not_taken_back_as_it_is() {
+    let mut cluster = Cluster::new(2, 0, FailureMode::AlwaysOn);
+    let master = cluster.activate(0);
+    put(&*master, 1, 1, 1).unwrap();
+    cluster.kill(1);
+    cluster.nodes[1].faults.rebooted.store(true, Ordering::SeqCst);
+    cluster.restart(1);
+    put(&*master, 2, 2, 1).unwrap();
+    assert!(!cluster.is_in_sync(1));
+    assert_eq!(get(&*master, 2), 2);
+}
+
+#[test]
+fn a_replica_whose_process_restarted_is_taken_back_at_once() {
+    let mut cluster = Cluster::new(2, 0, FailureMode::AlwaysOn);
+    let master = cluster.activate(0);
+    put(&*master, 1, 1, 1).unwrap();
+    cluster.kill(1);
+    cluster.restart(1);
+    put(&*master, 2, 2, 1).unwrap();
+    assert!(cluster.is_in_sync(1));
+    assert_eq!(cluster.block_of(1, 1), vec![1; BLOCK_SIZE]);
+    cluster.assert_identical(&master);
+}
+
+#[test]
+fn a_sync_under_writes_ends_with_identical_copies() {
+    let cluster = Cluster::new(2, 1, FailureMode::Soft);
+    let master = cluster.activate(0);
+    for extent in 0..BLOCKS / EXTENT_BLOCKS {
+        put(&*master, extent * EXTENT_BLOCKS, extent as u8 + 1, 300).unwrap();
+    }
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for worker in 0..2 {
+            let (master, stop) = (&master, &stop);
+            scope.spawn(move || {
+                let mut random = StdRng::seed_from_u64(worker);
+                while !stop.load(Ordering::SeqCst) {
+                    let block = random.random_range(0..BLOCKS - 8);
+                    if random.random_ratio(1, 8) {
+                        master.discard(block, 8).unwrap();
+                    } else {
+                        put(&**master, block, random.random_range(1..=255), 8).unwrap();
+                    }
+                }
+            });
+        }
+        cluster.sync(&master, 2);
+        eventually("in sync", || cluster.joined(&master, 2));
+        stop.store(true, Ordering::SeqCst);
+    });
+    assert_eq!(cluster.configuration().in_sync.len(), 3);
+    assert!(cluster.configuration().syncing.is_empty());
+    cluster.assert_identical(&master);
+    put(&*master, 77, 77, 1).unwrap();
+    assert_eq!(cluster.block_of(2, 77), vec![77; BLOCK_SIZE]);
+}
+
+#[test]
+fn a_returning_replica_costs_only_what_changed() {
+    let mut cluster = Cluster::new(2, 0, FailureMode::AlwaysOn);
+    let master = cluster.activate(0);
+    put(&*master, 0, 1, 3000).unwrap();
+    cluster.kill(1);
+    put(&*master, 2000, 2, 5).unwrap();
+    master.discard(100, 2).unwrap();
+    assert!(!cluster.is_in_sync(1));
+    cluster.restart(1);
+    cluster.sync(&master, 1);
+    eventually("in sync", || cluster.joined(&master, 1));
+    assert_eq!(master.stats().snapshot().sync_blocks, 7);
+    cluster.assert_identical(&master);
+}
+
+#[test]
+fn a_sync_that_fails_starts_again() {
+    let mut cluster = Cluster::new(2, 0, FailureMode::AlwaysOn);
+    let master = cluster.activate(0);
+    put(&*master, 0, 1, 10).unwrap();
+    cluster.kill(1);
+    put(&*master, 0, 2, 10).unwrap();
+    // Its node is not there yet.
+    cluster.sync(&master, 1);
+    let id = cluster.nodes[1].id;
+    eventually("an error is shown", || {
+        master
+            .sync_progress()
+            .get(&id)
+            .is_some_and(|sync| sync.last_error.is_some())
+    });
+    cluster.restart(1);
+    eventually("in sync", || cluster.joined(&master, 1));
+    cluster.assert_identical(&master);
+}
+
+fn flip(cluster: &Cluster, node: usize, block: u64) {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(cluster.data_file(node))
+        .unwrap();
+    let at = block * BLOCK_SIZE as u64 + 100;
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ 0x10], at).unwrap();
+}
+
+#[test]
+fn a_flipped_bit_is_mended_when_read() {
+    let cluster = Cluster::new(3, 0, FailureMode::Soft);
+    let master = cluster.activate(0);
+    put(&*master, 4, 4, 8).unwrap();
+    for (node, block) in [(0, 5), (0, 7), (1, 7)] {
+        flip(&cluster, node, block);
+    }
+    let mut buffer = vec![0; 8 * BLOCK_SIZE];
+    master.read(4, &mut buffer).unwrap();
+    assert!(buffer.iter().all(|byte| *byte == 4));
+    let stats = master.stats().snapshot();
+    assert_eq!((stats.corruptions, stats.repairs), (2, 3));
+    cluster.assert_identical(&master);
+
+    for node in 0..3 {
+        flip(&cluster, node, 6);
+    }
+    let error = master.read(4, &mut buffer).unwrap_err();
+    assert!(matches!(error, DeviceError::Corrupt { block: 6 }), "{error}");
+}
+
+#[test]
+fn verification_names_the_copy_and_the_place_that_differ() {
+    let cluster = Cluster::new(3, 0, FailureMode::Soft);
+    let master = cluster.activate(0);
+    put(&*master, 0, 4, 2000).unwrap();
+    let data = filled(9, 1);
+    let write = CopyWrite {
+        block: 1500,
+        data: &data,
+        sums: &sums_of(&data),
+    };
+    let entry = cluster.nodes[1].host.entry(cluster.volume).unwrap();
+    let epoch = cluster.configuration().epoch;
+    entry.copy().write(epoch, &[write], false).unwrap();
+    flip(&cluster, 2, 3);
+    let report = |found: &Verification, node: usize| {
+        let id = cluster.nodes[node].id;
+        found.copies.iter().find(|copy| copy.node == id).unwrap().clone()
+    };
+    let shallow = master.verify(false).unwrap();
+    assert!(!shallow.identical());
+    assert!(report(&shallow, 0).identical() && report(&shallow, 2).identical());
+    assert_eq!(report(&shallow, 1).differing_extents, vec![1]);
+    let deep = master.verify(true).unwrap();
+    assert_eq!(report(&deep, 2).corrupt_blocks, vec![3]);
+}
+
+#[test]
+fn a_full_disk_under_a_replica_makes_it_leave() {
+    let cluster = Cluster::new(2, 0, FailureMode::AlwaysOn);
+    let master = cluster.activate(0);
+    cluster.nodes[1].faults.full.store(true, Ordering::SeqCst);
+    put(&*master, 1, 1, 1).unwrap();
+    assert!(!cluster.is_in_sync(1));
+}
+
+#[test]
+fn a_full_disk_under_the_master_hands_the_volume_over() {
+    let cluster = Cluster::new(2, 0, FailureMode::AlwaysOn);
+    let master = cluster.activate(0);
+    put(&*master, 1, 1, 1).unwrap();
+    cluster.nodes[0].faults.full.store(true, Ordering::SeqCst);
+    assert!(matches!(put(&*master, 1, 2, 1), Err(DeviceError::Fenced(_))));
+    assert_eq!(cluster.configuration().master, Some(cluster.nodes[1].id));
+    assert!(!cluster.is_in_sync(0));
+    let new = cluster.activate(1);
+    assert_eq!(get(&*new, 1), 2, "the other copy had taken it");
+}
+
+#[test]
+fn a_full_disk_under_the_only_copy_is_told() {
+    let cluster = Cluster::new(1, 0, FailureMode::Soft);
+    let master = cluster.activate(0);
+    cluster.nodes[0].faults.full.store(true, Ordering::SeqCst);
+    assert!(matches!(put(&*master, 1, 1, 1), Err(DeviceError::NoSpace(_))));
+    cluster.nodes[0].faults.full.store(false, Ordering::SeqCst);
+    put(&*master, 1, 1, 1).unwrap();
+}
+
+#[test]
+fn without_a_control_plane_io_goes_on_and_a_loss_waits_for_it() {
+    let mut cluster = Cluster::new(2, 0, FailureMode::AlwaysOn);
+    let master = cluster.activate(0);
+    cluster.config.down.store(true, Ordering::SeqCst);
+    put(&*master, 1, 1, 1).unwrap();
+    cluster.kill(1);
+    let writer = {
+        let master = Arc::clone(&master);
+        thread::spawn(move || put(&*master, 2, 2, 1))
+    };
+    thread::sleep(Duration::from_millis(200));
+    assert!(
+        !writer.is_finished(),
+        "acknowledged although the copy is still in the set"
+    );
+    cluster.config.down.store(false, Ordering::SeqCst);
+    writer.join().unwrap().unwrap();
+    assert!(!cluster.is_in_sync(1));
+}
+
+#[test]
+fn a_missing_copy_of_a_formatted_volume_is_never_made_anew() {
+    let cluster = Cluster::new(1, 0, FailureMode::Soft);
+    let master = cluster.activate(0);
+    put(&*master, 1, 1, 1).unwrap();
+    master.stop();
+    let host = &cluster.nodes[0].host;
+    assert_eq!(host.list().unwrap().len(), 1);
+    host.remove(cluster.volume).unwrap();
+    assert!(host.list().unwrap().is_empty());
+    let again = cluster.runtime.block_on(Master::activate(
+        cluster.volume,
+        host,
+        &cluster.environment(),
+        cluster::options(),
+    ));
+    assert!(matches!(again, Err(ActivateError::Copy(CopyError::Missing))));
+    assert!(cluster.directory().exists());
+}
+
+fn remote(cluster: &Cluster, node: usize, attachment: u64) -> Result<RemoteDevice, DeviceError> {
+    cluster.runtime.block_on(RemoteDevice::open(
+        cluster.volume,
+        cluster.nodes[node].host.identity().clone(),
+        cluster.environment(),
+        attachment,
+    ))
+}
+
+#[test]
+fn a_remote_device_survives_a_change_of_master() {
+    let mut cluster = Cluster::new(2, 1, FailureMode::AlwaysOn);
+    let old = cluster.activate(0);
+    let device = remote(&cluster, 2, 1).unwrap();
+    assert_eq!(device.blocks(), BLOCKS);
+    put(&device, 1, 1, 1200).unwrap();
+    assert_eq!(get(&device, 1200), 1);
+    // The master's node dies while the device writes.
+    let stop = AtomicBool::new(false);
+    let written = AtomicU64::new(0);
+    let new = thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::SeqCst) {
+                let round = written.load(Ordering::SeqCst) + 1;
+                put(&device, round % 100, (round % 250) as u8 + 1, 1).unwrap();
+                device.flush().unwrap();
+                written.store(round, Ordering::SeqCst);
+            }
+        });
+        eventually("writes", || written.load(Ordering::SeqCst) > 5);
+        old.stop();
+        drop(old);
+        cluster.kill(0);
+        let (dead, heir) = (cluster.nodes[0].id, cluster.nodes[1].id);
+        cluster.reconfigure(|configuration| {
+            configuration.master = Some(heir);
+            configuration.in_sync.remove(&dead);
+        });
+        let new = cluster.activate(1);
+        let then = written.load(Ordering::SeqCst);
+        eventually("writes go on", || written.load(Ordering::SeqCst) > then + 5);
+        stop.store(true, Ordering::SeqCst);
+        new
+    });
+    let last = written.load(Ordering::SeqCst);
+    assert_eq!(get(&device, last % 100), (last % 250) as u8 + 1);
+    device.discard(1000, 10).unwrap();
+    assert_eq!(get(&*new, 1005), 0);
+    assert_eq!(get(&*new, 999), 1);
+}
+
+#[test]
+fn an_older_mount_cannot_write_any_more() {
+    let cluster = Cluster::new(1, 2, FailureMode::Soft);
+    let master = cluster.activate(0);
+    let first = remote(&cluster, 1, 1).unwrap();
+    put(&first, 1, 1, 1).unwrap();
+    let second = remote(&cluster, 2, 2).unwrap();
+    put(&second, 1, 2, 1).unwrap();
+    assert!(matches!(put(&first, 1, 3, 1), Err(DeviceError::Fenced(_))));
+    assert!(matches!(remote(&cluster, 1, 1), Err(DeviceError::Fenced(_))));
+    // A mount on the master's own node.
+    cluster.config.state.lock().attachment = 3;
+    cluster.tell(&master).unwrap();
+    assert!(matches!(put(&second, 1, 3, 1), Err(DeviceError::Fenced(_))));
+    master.attach(3).unwrap();
+    assert_eq!(get(&*master, 1), 2);
+}
+
+#[test]
+fn a_volume_grows_on_all_copies() {
+    let cluster = Cluster::new(2, 0, FailureMode::Soft);
+    let master = cluster.activate(0);
+    master.grow(BLOCKS + 1000).unwrap();
+    assert_eq!(master.blocks(), BLOCKS + 1000);
+    put(&*master, BLOCKS + 999, 5, 1).unwrap();
+    assert_eq!(cluster.block_of(1, BLOCKS + 999), vec![5; BLOCK_SIZE]);
+}
+
+#[test]
+fn callers_that_flush_together_share_flushes() {
+    let cluster = Cluster::new(2, 0, FailureMode::Soft);
+    let master = cluster.activate(0);
+    let started = Instant::now();
+    thread::scope(|scope| {
+        for worker in 0..8_u64 {
+            let master = &master;
+            scope.spawn(move || {
+                for _ in 0..10 {
+                    put(&**master, worker, 1, 1).unwrap();
+                    master.flush().unwrap();
+                }
+            });
+        }
+    });
+    assert!(started.elapsed() < LONG);
+    assert!(master.stats().snapshot().flushes <= 80);
+    cluster.assert_identical(&master);
+}
