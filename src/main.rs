@@ -1,2 +1,5 @@
 //! The `storageos` binary: command line and daemon in one.
-fn main() {}
+
+fn main() -> std::process::ExitCode {
+    storageos::cli::main()
+}

@@ -1,1 +1,17 @@
-//! The doors: one HTTP/JSON API on a Unix socket. Knows nothing of blocks or FUSE.
+//! The HTTP/JSON API: its words, the server on a Unix socket, the client that the command line uses.
+//!
+//! Knows nothing of blocks, FUSE or the control store: what a request does is behind [`Operations`], which the daemon
+//! implements. `docs/api.md` lists the routes.
+
+mod client;
+mod error;
+mod operations;
+mod server;
+mod socket;
+pub mod types;
+
+pub use client::{Client, escape};
+pub use error::{ApiError, Code};
+pub use operations::Operations;
+pub use server::serve;
+pub use socket::{DEFAULT_SOCKET, SOCKET_IN_DATA_DIR, SocketError, bind};

@@ -1,1 +1,125 @@
-//! The command line: clap commands in StorageOS's words, a client of the API. Knows nothing of blocks or FUSE.
+//! The command line: parses words, speaks to the daemon through [`crate::api`], prints answers.
+//!
+//! `storageos NOUN VERB`, in the words that StorageOS's users know. Exit codes are those of [`crate::api::Code`]; every
+//! error says `storageos: error: …` and, where there is something to do, what.
+
+mod args;
+mod cluster;
+mod debug;
+mod mount;
+mod namespace;
+mod node;
+mod output;
+mod run;
+mod size;
+#[cfg(test)]
+mod tests;
+mod volume;
+
+use crate::api::{ApiError, Client, Code, DEFAULT_SOCKET};
+use args::{Cli, Noun};
+use clap::Parser;
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+
+/// Parses the command line, does what it says, and returns the exit code.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    match dispatch(cli) {
+        Ok(code) => code,
+        Err(error) => {
+            report(&error);
+            ExitCode::from(error.code.exit_code())
+        }
+    }
+}
+
+/// Clap's own answers: help and version are no errors.
+fn usage(error: &clap::Error) -> ExitCode {
+    // Nothing can be done if the terminal is gone.
+    let _ = error.print();
+    if error.use_stderr() {
+        ExitCode::from(Code::Usage.exit_code())
+    } else {
+        ExitCode::SUCCESS
+    }
+}
+
+/// Prints an error for people.
+fn report(error: &ApiError) {
+    let mut text = format!("storageos: error: {}\n", error.message);
+    if let Some(hint) = &error.hint {
+        for line in hint.lines() {
+            text.push_str(&format!("  {line}\n"));
+        }
+    }
+    // Nothing can be done if stderr is gone.
+    let _ = std::io::stderr().write_all(text.as_bytes());
+}
+
+fn dispatch(cli: Cli) -> Result<ExitCode, ApiError> {
+    if let Noun::Node(args::NodeCommand {
+        verb: args::NodeVerb::Run(options),
+    }) = cli.noun
+    {
+        return run::run(*options, cli.debug);
+    }
+    if cli.debug {
+        run::logs_for_people("debug");
+    }
+    if let Noun::Debug(command) = cli.noun {
+        return debug::run(&command);
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| ApiError::internal(format!("cannot start the async runtime: {e}")))?;
+    let host = cli.host.unwrap_or_else(|| DEFAULT_SOCKET.to_owned());
+    let client = Client::new(&host)?;
+    tracing::debug!(socket = %client.socket().display(), "asking the daemon");
+    runtime.block_on(async {
+        match cli.noun {
+            Noun::Cluster(command) => cluster::run(&client, command.verb).await,
+            Noun::Node(command) => node::run(&client, command.verb).await,
+            Noun::Namespace(command) => namespace::run(&client, command.verb).await,
+            Noun::Volume(command) => volume::run(&client, command.verb).await,
+            Noun::Debug(command) => debug::run(&command),
+        }
+    })
+}
+
+/// Prints to stdout; a reader that went away (`| head`) ends the command without noise.
+fn print(text: &str) -> Result<(), ApiError> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(ApiError::internal(format!("cannot write to standard output: {error}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether a person reads stderr.
+fn on_terminal() -> bool {
+    std::io::stderr().is_terminal()
+}
+
+/// Goes through names one by one; those that fail are reported and the rest is still done. The first failure's code
+/// is the command's.
+async fn for_each<F>(names: &[String], mut action: F) -> Result<ExitCode, ApiError>
+where
+    F: AsyncFnMut(&str) -> Result<(), ApiError>,
+{
+    let mut first = None;
+    for name in names {
+        if let Err(error) = action(name).await {
+            report(&error);
+            first.get_or_insert(error.code);
+        }
+    }
+    Ok(ExitCode::from(first.map_or(0, Code::exit_code)))
+}

@@ -1,0 +1,169 @@
+//! The API's client over a Unix socket: one connection for each request, which is what a command line needs.
+
+use super::types::*;
+use super::{ApiError, Code, DEFAULT_SOCKET};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Bytes;
+use hyper::{Method, Request};
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::io;
+use std::path::{Path, PathBuf};
+use tokio::net::UnixStream;
+
+/// Largest answer taken, in bytes.
+const MAX_ANSWER: usize = 64 << 20;
+
+/// Speaks to the daemon behind a socket.
+#[derive(Clone, Debug)]
+pub struct Client {
+    socket: PathBuf,
+}
+
+impl Client {
+    /// A client for a socket's path, `unix:///…` allowed; nothing is connected yet.
+    ///
+    /// # Errors
+    /// [`Code::Usage`]: the address is of another scheme.
+    pub fn new(host: &str) -> Result<Self, ApiError> {
+        let path = host.strip_prefix("unix://").unwrap_or(host);
+        if path.contains("://") {
+            return Err(ApiError::new(Code::Usage, format!("{host} is not a socket"))
+                .hint(format!("give a path or unix:///PATH, as {DEFAULT_SOCKET}")));
+        }
+        Ok(Self { socket: path.into() })
+    }
+
+    /// The socket's path.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// `GET`.
+    ///
+    /// # Errors
+    /// What the daemon answered, or that it does not answer.
+    pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ApiError> {
+        self.send(Method::GET, path, None).await
+    }
+
+    /// `POST`.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, ApiError> {
+        self.send(Method::POST, path, Some(encode(body)?)).await
+    }
+
+    /// `PATCH`.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub async fn patch<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, ApiError> {
+        self.send(Method::PATCH, path, Some(encode(body)?)).await
+    }
+
+    /// `DELETE`.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub async fn delete(&self, path: &str) -> Result<(), ApiError> {
+        let _: serde_json::Value = self.send(Method::DELETE, path, None).await?;
+        Ok(())
+    }
+
+    /// The volumes that a filter lets through.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub async fn volumes(&self, filter: &VolumeFilter) -> Result<Vec<VolumeInfo>, ApiError> {
+        let mut path = "/v1/volumes?".to_owned();
+        for (key, value) in [("namespace", &filter.namespace), ("selector", &filter.selector)] {
+            if let Some(value) = value {
+                path.push_str(&format!("{key}={}&", escape(value)));
+            }
+        }
+        self.get(&path).await
+    }
+
+    async fn send<T: DeserializeOwned>(&self, method: Method, path: &str, body: Option<Bytes>) -> Result<T, ApiError> {
+        let stream = UnixStream::connect(&self.socket)
+            .await
+            .map_err(|e| self.no_daemon(&e))?;
+        let lost = |error: &dyn std::fmt::Display| {
+            ApiError::unavailable(format!(
+                "the daemon on {} stopped answering: {error}",
+                self.socket.display()
+            ))
+            .hint("what was asked for may or may not have been done; see the daemon's log")
+        };
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|e| lost(&e))?;
+        // Ends with the sender; its error also shows up there.
+        let driver = tokio::spawn(connection);
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", "storageos")
+            .header("content-type", "application/json")
+            .body(Full::new(body.unwrap_or_default()))
+            .map_err(|e| ApiError::new(Code::Usage, format!("bad request: {e}")))?;
+        let answer = sender.send_request(request).await.map_err(|e| lost(&e))?;
+        let status = answer.status();
+        let bytes = Limited::new(answer.into_body(), MAX_ANSWER)
+            .collect()
+            .await
+            .map_err(|e| lost(&e))?
+            .to_bytes();
+        driver.abort();
+        if status.is_success() {
+            return serde_json::from_slice(&bytes)
+                .map_err(|e| ApiError::internal(format!("the daemon's answer cannot be read: {e}")));
+        }
+        Err(serde_json::from_slice(&bytes).unwrap_or_else(|_| {
+            ApiError::internal(format!(
+                "the daemon answered {status}: {}",
+                String::from_utf8_lossy(&bytes)
+            ))
+        }))
+    }
+
+    /// Nothing answers on the socket.
+    fn no_daemon(&self, error: &io::Error) -> ApiError {
+        let socket = self.socket.display();
+        if error.kind() == io::ErrorKind::PermissionDenied {
+            return ApiError::unavailable(format!("may not use {socket}")).hint("run the command as root");
+        }
+        ApiError::unavailable(format!("no daemon answers on {socket}: {error}")).hint(
+            "start one with: storageos node run --data-dir DIR --listen ADDR:PORT --name NAME\n\
+             or say where it listens with -H SOCKET or STORAGEOS_HOST",
+        )
+    }
+}
+
+fn encode(body: &impl Serialize) -> Result<Bytes, ApiError> {
+    serde_json::to_vec(body)
+        .map(Bytes::from)
+        .map_err(|e| ApiError::internal(format!("the request cannot be written: {e}")))
+}
+
+/// Escapes a name for a path's segment or a query's value.
+#[must_use]
+pub fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => escaped.push(char::from(byte)),
+            _ => escaped.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    // A segment of dots alone would be taken for a step in the path.
+    if escaped.bytes().all(|b| b == b'.') {
+        escaped.replace('.', "%2E")
+    } else {
+        escaped
+    }
+}

@@ -1,0 +1,200 @@
+//! The HTTP server: routes, limits, and the translation between HTTP and [`Operations`].
+//!
+//! Every answer is JSON, errors too. A body is at most [`MAX_BODY`]; unknown fields and unknown routes are refused.
+
+use super::types::*;
+use super::{ApiError, Code, Operations};
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, Path, RawQuery, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::sync::Arc;
+use tokio::net::UnixListener;
+use tokio_util::sync::CancellationToken;
+
+/// Largest request body, in bytes.
+pub(super) const MAX_BODY: usize = 256 * 1024;
+
+type Node = State<Arc<dyn Operations>>;
+type Answer = Result<Response, ApiError>;
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.code.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        json(status, &self)
+    }
+}
+
+/// Serves the API on a socket until told to stop; requests under way are finished.
+///
+/// # Errors
+/// The listener failed.
+pub async fn serve(
+    listener: UnixListener,
+    operations: Arc<dyn Operations>,
+    stop: CancellationToken,
+) -> std::io::Result<()> {
+    axum::serve(listener, router(operations))
+        .with_graceful_shutdown(stop.cancelled_owned())
+        .await
+}
+
+fn router(operations: Arc<dyn Operations>) -> Router {
+    Router::new()
+        .route("/v1", get(about))
+        .route("/v1/cluster", get(cluster_inspect))
+        .route("/v1/cluster/init", post(cluster_init))
+        .route("/v1/cluster/join", post(cluster_join))
+        .route("/v1/cluster/health", get(cluster_health))
+        .route("/v1/nodes", get(nodes))
+        .route("/v1/nodes/{name}", get(node).patch(node_update))
+        .route("/v1/namespaces", get(namespaces).post(namespace_create))
+        .route("/v1/namespaces/{name}", get(namespace).delete(namespace_remove))
+        .route("/v1/volumes", get(volumes).post(volume_create))
+        .route(
+            "/v1/volumes/{namespace}/{name}",
+            get(volume).patch(volume_update).delete(volume_remove),
+        )
+        .route("/v1/volumes/{namespace}/{name}/unmount", post(volume_unmount))
+        .route("/v1/volumes/{namespace}/{name}/verify", post(volume_verify))
+        .fallback(no_route)
+        .method_not_allowed_fallback(no_method)
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .with_state(operations)
+}
+
+/// A JSON answer.
+fn json<T: Serialize + ?Sized>(status: StatusCode, value: &T) -> Response {
+    match serde_json::to_vec(value) {
+        Ok(body) => (status, [(header::CONTENT_TYPE, "application/json")], body).into_response(),
+        Err(error) => {
+            tracing::error!(%error, "an answer of the API could not be written as JSON");
+            StatusCode::INTERNAL_SERVER_ERROR.into_response()
+        }
+    }
+}
+
+fn ok<T: Serialize>(value: &T) -> Answer {
+    Ok(json(StatusCode::OK, value))
+}
+
+/// Reads a request's body; an empty one stands for `{}`.
+fn body<T: DeserializeOwned>(bytes: &Bytes) -> Result<T, ApiError> {
+    let bytes: &[u8] = if bytes.is_empty() { b"{}" } else { bytes };
+    serde_json::from_slice(bytes).map_err(|error| ApiError::new(Code::Usage, format!("the request's body: {error}")))
+}
+
+/// Reads a request's query; the types' unknown fields are refused here too.
+fn query<T: DeserializeOwned>(query: Option<&str>) -> Result<T, ApiError> {
+    let uri = axum::http::Uri::builder()
+        .path_and_query(format!("/?{}", query.unwrap_or_default()))
+        .build()
+        .map_err(|error| ApiError::new(Code::Usage, format!("the request's query: {error}")))?;
+    axum::extract::Query::try_from_uri(&uri)
+        .map(|axum::extract::Query(value)| value)
+        .map_err(|error| ApiError::new(Code::Usage, format!("the request's query: {}", error.body_text())))
+}
+
+async fn no_route() -> ApiError {
+    ApiError::new(Code::NotFound, "the API has no such route").hint("the routes are in docs/api.md")
+}
+
+async fn no_method() -> ApiError {
+    ApiError::new(Code::Usage, "the route does not take this method").hint("the routes are in docs/api.md")
+}
+
+async fn about(State(node): Node) -> Answer {
+    ok(&node.about().await?)
+}
+
+async fn cluster_init(State(node): Node, bytes: Bytes) -> Answer {
+    let InitRequest {} = body(&bytes)?;
+    ok(&node.cluster_init().await?)
+}
+
+async fn cluster_join(State(node): Node, bytes: Bytes) -> Answer {
+    ok(&node.cluster_join(body(&bytes)?).await?)
+}
+
+async fn cluster_health(State(node): Node) -> Answer {
+    ok(&node.cluster_health().await?)
+}
+
+async fn cluster_inspect(State(node): Node) -> Answer {
+    ok(&node.cluster_inspect().await?)
+}
+
+async fn nodes(State(node): Node) -> Answer {
+    ok(&node.nodes().await?)
+}
+
+async fn node(State(node): Node, Path(name): Path<String>) -> Answer {
+    ok(&node.node(&name).await?)
+}
+
+async fn node_update(State(node): Node, Path(name): Path<String>, bytes: Bytes) -> Answer {
+    ok(&node.node_update(&name, body(&bytes)?).await?)
+}
+
+async fn namespaces(State(node): Node) -> Answer {
+    ok(&node.namespaces().await?)
+}
+
+async fn namespace(State(node): Node, Path(name): Path<String>) -> Answer {
+    ok(&node.namespace(&name).await?)
+}
+
+async fn namespace_create(State(node): Node, bytes: Bytes) -> Answer {
+    let made = node.namespace_create(body(&bytes)?).await?;
+    Ok(json(StatusCode::CREATED, &made))
+}
+
+async fn namespace_remove(State(node): Node, Path(name): Path<String>) -> Answer {
+    node.namespace_remove(&name).await?;
+    Ok(json(StatusCode::OK, &serde_json::json!({})))
+}
+
+async fn volumes(State(node): Node, RawQuery(raw): RawQuery) -> Answer {
+    ok(&node.volumes(query(raw.as_deref())?).await?)
+}
+
+async fn volume(State(node): Node, Path((namespace, name)): Path<(String, String)>) -> Answer {
+    ok(&node.volume(&namespace, &name).await?)
+}
+
+async fn volume_create(State(node): Node, bytes: Bytes) -> Answer {
+    let made = node.volume_create(body(&bytes)?).await?;
+    Ok(json(StatusCode::CREATED, &made))
+}
+
+async fn volume_update(State(node): Node, Path((namespace, name)): Path<(String, String)>, bytes: Bytes) -> Answer {
+    ok(&node.volume_update(&namespace, &name, body(&bytes)?).await?)
+}
+
+async fn volume_remove(
+    State(node): Node,
+    Path((namespace, name)): Path<(String, String)>,
+    RawQuery(raw): RawQuery,
+) -> Answer {
+    let Force { force } = query(raw.as_deref())?;
+    node.volume_remove(&namespace, &name, force).await?;
+    Ok(json(StatusCode::OK, &serde_json::json!({})))
+}
+
+async fn volume_unmount(
+    State(node): Node,
+    Path((namespace, name)): Path<(String, String)>,
+    RawQuery(raw): RawQuery,
+) -> Answer {
+    let Force { force } = query(raw.as_deref())?;
+    node.volume_unmount(&namespace, &name, force).await?;
+    Ok(json(StatusCode::OK, &serde_json::json!({})))
+}
+
+async fn volume_verify(State(node): Node, Path((namespace, name)): Path<(String, String)>, bytes: Bytes) -> Answer {
+    ok(&node.volume_verify(&namespace, &name, body(&bytes)?).await?)
+}

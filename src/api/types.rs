@@ -1,0 +1,393 @@
+//! The words of the API: what requests say and what answers hold, as JSON with camelCase keys.
+//!
+//! Requests refuse fields they do not know, so that a misspelt one is an error and not ignored. Answers may gain fields.
+
+use crate::volume::{ClusterId, NodeId, VolumeId};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Of `cluster init`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct InitRequest {}
+
+/// Of `cluster join`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct JoinRequest {
+    /// `ADDR:PORT` of members of the cluster; any one that answers will do.
+    pub addresses: Vec<String>,
+}
+
+/// The answer to `cluster init` and `cluster join`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Membership {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// This node.
+    pub node: NodeId,
+    /// This node's name.
+    pub node_name: String,
+}
+
+/// Whether the cluster is well.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterHealth {
+    /// The cluster.
+    pub id: ClusterId,
+    /// No problem was found.
+    pub healthy: bool,
+    /// Name of the control plane's leader; `None`: there is none now.
+    pub leader: Option<String>,
+    /// Names of the control plane's voters.
+    pub voters: Vec<String>,
+    /// Every node.
+    pub nodes: Vec<NodeHealth>,
+    /// Number of volumes by their health.
+    pub volumes: BTreeMap<String, usize>,
+    /// What is not well, one sentence each.
+    pub problems: Vec<String>,
+}
+
+/// One node in [`ClusterHealth`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeHealth {
+    /// The node's name.
+    pub name: String,
+    /// Its address for peers.
+    pub address: String,
+    /// `healthy` or `offline`.
+    pub health: String,
+    /// `leader`, `voter` or `learner`.
+    pub role: String,
+}
+
+/// What the cluster is.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterInfo {
+    /// The cluster.
+    pub id: ClusterId,
+    /// Name of the control plane's leader.
+    pub leader: Option<String>,
+    /// Names of its voters.
+    pub voters: Vec<String>,
+    /// Number of nodes.
+    pub nodes: usize,
+    /// Number of volumes.
+    pub volumes: usize,
+    /// Number of namespaces.
+    pub namespaces: usize,
+    /// The answering node.
+    pub answered_by: String,
+    /// Its version.
+    pub version: String,
+}
+
+/// A node.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeInfo {
+    /// Kept in the node's data directory.
+    pub id: NodeId,
+    /// Unique in the cluster.
+    pub name: String,
+    /// `ADDR:PORT` for its peers.
+    pub address: String,
+    /// `healthy` or `offline`.
+    pub health: String,
+    /// Since when, where known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_since: Option<Timestamp>,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Whether it takes no new copies.
+    pub cordoned: bool,
+    /// Whether its copies are moved off.
+    pub drained: bool,
+    /// Whether it takes part in the control plane's votes.
+    pub voter: bool,
+    /// Volumes whose master it holds.
+    pub masters: usize,
+    /// Volumes of which it holds a replica.
+    pub replicas: usize,
+    /// Bytes of the file system with its copies.
+    pub capacity: u64,
+    /// Bytes free there.
+    pub free: u64,
+    /// Its daemon's version.
+    pub version: String,
+    /// When it joined.
+    pub created_at: Timestamp,
+}
+
+/// Of `node update`, `cordon` and `uncordon`; what is absent stays as it is.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct NodeUpdate {
+    /// Labels to set.
+    #[serde(default)]
+    pub label_add: BTreeMap<String, String>,
+    /// Labels to take away.
+    #[serde(default)]
+    pub label_remove: Vec<String>,
+    /// Take new copies or not.
+    #[serde(default)]
+    pub cordoned: Option<bool>,
+}
+
+/// A namespace.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NamespaceInfo {
+    /// Unique.
+    pub name: String,
+    /// For people.
+    pub display_name: String,
+    /// Free text.
+    pub description: String,
+    /// The user's labels.
+    pub labels: BTreeMap<String, String>,
+    /// Number of volumes in it.
+    pub volumes: usize,
+    /// When it was created.
+    pub created_at: Timestamp,
+}
+
+/// Of `namespace create`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct NamespaceCreate {
+    /// Unique.
+    pub name: String,
+    /// For people.
+    #[serde(default)]
+    pub display_name: String,
+    /// Free text.
+    #[serde(default)]
+    pub description: String,
+    /// The user's labels.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// Of `volume create`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct VolumeCreate {
+    /// An existing namespace.
+    pub namespace: String,
+    /// Unique in it.
+    pub name: String,
+    /// Bytes for file data.
+    pub size: u64,
+    /// Free text.
+    #[serde(default)]
+    pub description: String,
+    /// Labels in any spelling.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// Terms that a node's labels must meet to hold a copy.
+    #[serde(default)]
+    pub node_selector: String,
+}
+
+/// Of `volume update`; what is absent stays as it is.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct VolumeUpdate {
+    /// Free text.
+    #[serde(default)]
+    pub description: Option<String>,
+    /// Labels to set, in any spelling.
+    #[serde(default)]
+    pub label_add: BTreeMap<String, String>,
+    /// Labels to take away.
+    #[serde(default)]
+    pub label_remove: Vec<String>,
+    /// The `epoch` that the caller saw in [`VolumeInfo`]; another one now is a conflict.
+    #[serde(default)]
+    pub epoch: Option<u64>,
+}
+
+/// A copy's progress while it is brought up to date.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SyncInfo {
+    /// Bytes of the volume compared so far.
+    pub bytes_done: u64,
+    /// Bytes to compare in all.
+    pub bytes_total: u64,
+    /// Bytes sent, since they differed.
+    pub bytes_sent: u64,
+    /// Bytes a second since it began.
+    pub bytes_per_second: u64,
+    /// Seconds left at this rate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seconds_left: Option<u64>,
+    /// Why it is not getting on, if it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
+/// One copy of a volume.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CopyInfo {
+    /// The copy: the volume's id and the node's.
+    pub id: String,
+    /// The node that holds it.
+    pub node: NodeId,
+    /// That node's name.
+    pub node_name: String,
+    /// `healthy`, `syncing`, `provisioned`, `suspect`, `offline`, `lost`.
+    pub health: String,
+    /// `active`, `syncing`, `unavailable`, `failed`.
+    pub status: String,
+    /// When the volume was created.
+    pub created_at: Timestamp,
+    /// Bytes it takes on its disk, where its node answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub used_bytes: Option<u64>,
+    /// How far its sync is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sync: Option<SyncInfo>,
+}
+
+/// A volume.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VolumeInfo {
+    /// Never reused.
+    pub id: VolumeId,
+    /// Unique in its namespace.
+    pub name: String,
+    /// Bytes for file data.
+    pub size: u64,
+    /// The pool; there is one, `default`.
+    pub pool: String,
+    /// Free text.
+    pub description: String,
+    /// Labels in their canonical spelling.
+    pub labels: BTreeMap<String, String>,
+    /// The namespace.
+    pub namespace: String,
+    /// Terms that a node's labels must meet to hold a copy.
+    pub node_selector: String,
+    /// The master's copy; `None` until placed.
+    pub master: Option<CopyInfo>,
+    /// Whether it is mounted.
+    pub mounted: bool,
+    /// Where, if it is.
+    pub mountpoint: String,
+    /// Since when, if it is.
+    pub mounted_at: Option<Timestamp>,
+    /// By which node, if it is.
+    pub mounted_by: String,
+    /// Whether that mount is read-only.
+    pub read_only: bool,
+    /// Replicas that the label asks for.
+    pub desired_replicas: u8,
+    /// The replicas.
+    pub replicas: Vec<CopyInfo>,
+    /// `healthy`, `syncing`, `suspect`, `degraded`, `offline`.
+    pub health: String,
+    /// `pending`, `active`, `unavailable`, `failed`, `deleting`.
+    pub status: String,
+    /// Why it is not active or not healthy, and what would help.
+    pub status_message: String,
+    /// The configuration's epoch: raised by each change of who holds copies.
+    pub epoch: u64,
+    /// Bytes that its files take, where its mount's node answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub used_bytes: Option<u64>,
+    /// When it was created.
+    pub created_at: Timestamp,
+    /// Who created it; there are no users yet, so `storageos`.
+    pub created_by: String,
+}
+
+/// Of `volume unmount` and `volume rm`, as a query.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Force {
+    /// Even when it is in use, or its node is gone.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// Of `volume verify`.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct VerifyRequest {
+    /// Read all data again and compare it with its sums, on every copy.
+    #[serde(default)]
+    pub deep: bool,
+}
+
+/// One copy in a [`VerifyReport`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VerifiedCopy {
+    /// The node.
+    pub node: NodeId,
+    /// Its name.
+    pub node_name: String,
+    /// Whether it is the master.
+    pub master: bool,
+    /// `identical`, `differs`, `corrupt`, `unchecked`.
+    pub result: String,
+    /// Extents of 4 MiB that differ from the master's copy.
+    pub differing_extents: Vec<u64>,
+    /// Blocks of 4 KiB whose bytes do not match their sums (deep only).
+    pub corrupt_blocks: Vec<u64>,
+    /// Why it could not be checked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// The answer to `volume verify`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VerifyReport {
+    /// `namespace/name`.
+    pub volume: String,
+    /// Every copy in sync, the master's first.
+    pub copies: Vec<VerifiedCopy>,
+    /// Whether data was read again.
+    pub deep: bool,
+    /// Extents compared.
+    pub extents: u64,
+}
+
+/// Which volumes to list, as a query.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct VolumeFilter {
+    /// Only this namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// Only volumes whose labels meet these terms: `key=value,key!=value,key`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selector: Option<String>,
+}
+
+/// Which node answers, and for which cluster.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct About {
+    /// The daemon's version.
+    pub version: String,
+    /// The node.
+    pub node: NodeId,
+    /// Its name.
+    pub node_name: String,
+    /// Its address for peers.
+    pub address: String,
+    /// Its cluster; `None`: it is in none yet.
+    pub cluster: Option<ClusterId>,
+}

@@ -1,0 +1,429 @@
+//! The words and flags, as clap reads them. Help texts are written to be read as a manual.
+
+use super::output::Format;
+use clap::{Args, Parser, Subcommand};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+const ROOT_HELP: &str = "\
+A cluster is a set of nodes, each with one daemon (storageos node run). A volume is a directory tree kept in
+identical copies on several nodes: a master and 0 to 5 replicas. Mount it with
+mount -t fuse.storageos NAMESPACE/NAME DIR, or with storageos volume mount.
+
+Exit codes: 0 done; 1 the answer is no (unhealthy, copies differ) or it failed; 2 wrong usage; 3 not found;
+4 conflict (exists, in use, too few nodes, another update came first); 5 value not allowed; 6 the daemon or the control
+plane does not answer; 7 internal error.
+
+Examples:
+  storageos node run --data-dir /var/lib/storageos --listen 10.0.0.1:5703 --name n1 --init
+  storageos node run --data-dir /var/lib/storageos --listen 10.0.0.2:5703 --name n2 --join 10.0.0.1:5703
+  storageos volume create --label storageos.com/replicas=2 --label storageos.com/failure.mode=alwayson data
+  mount -t fuse.storageos default/data /mnt
+  storageos volume verify data";
+
+/// A replicated volume that looks like a directory.
+#[derive(Debug, Parser)]
+#[command(name = "storageos", version, disable_version_flag = true, after_help = ROOT_HELP, max_term_width = 120)]
+pub(super) struct Cli {
+    /// The daemon's socket: a path or unix:///PATH [default: /run/storageos/storageos.sock]
+    #[arg(
+        short = 'H',
+        long,
+        env = "STORAGEOS_HOST",
+        global = true,
+        value_name = "SOCKET",
+        hide_env_values = true
+    )]
+    pub(super) host: Option<String>,
+    /// Say on stderr what is being done
+    #[arg(short = 'D', long, global = true)]
+    pub(super) debug: bool,
+    /// Print the version
+    #[arg(short = 'v', long, action = clap::ArgAction::Version)]
+    version: Option<bool>,
+    #[command(subcommand)]
+    pub(super) noun: Noun,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Noun {
+    /// Make, join and look at a cluster
+    #[command(visible_alias = "c")]
+    Cluster(ClusterCommand),
+    /// Run this node's daemon; list and change nodes
+    #[command(visible_alias = "n")]
+    Node(NodeCommand),
+    /// Group volumes by namespace
+    #[command(visible_alias = "ns")]
+    Namespace(NamespaceCommand),
+    /// Create, mount, check and change volumes
+    #[command(visible_alias = "v")]
+    Volume(VolumeCommand),
+    /// Look into files on disk
+    Debug(DebugCommand),
+}
+
+/// How a list is printed.
+#[derive(Debug, Args)]
+pub(super) struct ListOptions {
+    /// Print names only
+    #[arg(short, long)]
+    pub(super) quiet: bool,
+    /// table, json, or a template as '{{.Name}} {{.Health}}'
+    #[arg(long, default_value = "table", value_name = "FORMAT")]
+    pub(super) format: Format,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ClusterCommand {
+    #[command(subcommand)]
+    pub(super) verb: ClusterVerb,
+}
+
+/// How the cluster's health is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum HealthFormat {
+    /// One line.
+    Summary,
+    /// Nodes, volumes and problems.
+    Detailed,
+    /// The API's JSON.
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ClusterVerb {
+    /// Make a new cluster of this node alone
+    #[command(
+        after_help = "Example:\n  storageos cluster init\nThen, on the other nodes: storageos cluster join ADDR:PORT"
+    )]
+    Init,
+    /// Join this node to the cluster of the member at ADDR:PORT
+    #[command(after_help = "Example:\n  storageos -H /var/lib/storageos/storageos.sock cluster join 10.0.0.1:5703")]
+    Join {
+        /// Where any member's daemon listens (its --listen); several may be given
+        #[arg(value_name = "ADDR:PORT", required = true)]
+        addresses: Vec<String>,
+    },
+    /// Say whether the control plane, the nodes and the volumes are well; exit code 0 if so, 1 if not
+    Health {
+        /// summary, detailed or json
+        #[arg(long, value_enum, default_value = "detailed", hide_possible_values = true)]
+        format: HealthFormat,
+    },
+    /// Print the cluster as JSON
+    Inspect,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct NodeCommand {
+    #[command(subcommand)]
+    pub(super) verb: NodeVerb,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum NodeVerb {
+    /// Run this node's daemon until SIGTERM
+    #[command(after_help = RUN_HELP)]
+    Run(Box<RunOptions>),
+    /// List the nodes
+    #[command(visible_alias = "list")]
+    Ls(ListOptions),
+    /// Print nodes as a JSON array
+    Inspect {
+        /// Names or ids
+        #[arg(required = true, value_name = "NODE")]
+        nodes: Vec<String>,
+    },
+    /// Say whether a node is well; exit code 0 if so, 1 if not
+    Health {
+        /// Name or id
+        #[arg(value_name = "NODE")]
+        node: String,
+    },
+    /// Place no new copies on nodes
+    Cordon {
+        /// Names or ids
+        #[arg(required = true, value_name = "NODE")]
+        nodes: Vec<String>,
+    },
+    /// Place new copies on nodes again
+    Uncordon {
+        /// Names or ids
+        #[arg(required = true, value_name = "NODE")]
+        nodes: Vec<String>,
+    },
+    /// Change a node's labels
+    #[command(after_help = "Example:\n  storageos node update --label-add storageos.com/deployment=computeonly n3")]
+    Update {
+        /// Set a label; may be repeated
+        #[arg(long, value_name = "KEY=VALUE")]
+        label_add: Vec<String>,
+        /// Take a label away; may be repeated
+        #[arg(long, value_name = "KEY")]
+        label_rm: Vec<String>,
+        /// Name or id
+        #[arg(value_name = "NODE")]
+        node: String,
+    },
+}
+
+const RUN_HELP: &str = "\
+The daemon keeps everything in --data-dir: node.json (who it is), control/ (its part of the control plane), volumes/ (its
+copies), storageos.sock (its API). A fresh node is in no cluster: make one with --init or storageos cluster init, or join one with
+--join or storageos cluster join. A node that is in a cluster ignores --init and --join, so scripts may always give them.
+
+SIGTERM unmounts the volumes mounted here and stops. If a mount is busy, the daemon says which and goes on serving it until
+it is free, a second SIGTERM, or 60 seconds have passed; then everything is committed and the mount is detached.
+
+Logs go to stderr; RUST_LOG chooses what (default info), as RUST_LOG=storageos::replication=debug,info.
+
+Examples:
+  storageos node run --data-dir /var/lib/storageos --listen 10.0.0.1:5703 --name n1 --init
+  storageos node run --data-dir /var/lib/storageos --listen 10.0.0.3:5703 --name n3 --join 10.0.0.1:5703,10.0.0.2:5703 \\
+      --label storageos.com/deployment=computeonly";
+
+#[derive(Debug, Args)]
+pub(super) struct RunOptions {
+    /// Directory of everything the daemon keeps
+    #[arg(long, value_name = "DIR")]
+    pub(super) data_dir: PathBuf,
+    /// Where to listen for the other nodes
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub(super) listen: SocketAddr,
+    /// Address that the other nodes use, if not --listen's
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub(super) advertise: Option<SocketAddr>,
+    /// The node's name, unique in the cluster; given at the first start [default: the name kept in the data directory]
+    #[arg(long, value_name = "NAME")]
+    pub(super) name: Option<String>,
+    /// A label of the node; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(super) label: Vec<String>,
+    /// Second API socket, beside the one in the data directory; "none" for no other [default: /run/storageos/storageos.sock,
+    /// if free]
+    #[arg(long, value_name = "PATH")]
+    pub(super) socket: Option<PathBuf>,
+    /// Where the cluster's state is kept: embedded (Raft among the nodes)
+    #[arg(long, value_name = "STORE", default_value = "embedded", value_parser = ["embedded"])]
+    pub(super) control: String,
+    /// Make a new cluster if this node is in none
+    #[arg(long, conflicts_with = "join")]
+    pub(super) init: bool,
+    /// Join the cluster of one of these members if this node is in none; tried until one answers
+    #[arg(long, value_name = "ADDR:PORT,…", value_delimiter = ',')]
+    pub(super) join: Vec<String>,
+    /// text or json
+    #[arg(long, value_name = "FORMAT", default_value = "text", value_parser = ["text", "json"])]
+    pub(super) log_format: String,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct NamespaceCommand {
+    #[command(subcommand)]
+    pub(super) verb: NamespaceVerb,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum NamespaceVerb {
+    /// Create a namespace
+    Create {
+        /// Name for people
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        display_name: String,
+        /// What it is for
+        #[arg(short, long, value_name = "TEXT", default_value = "")]
+        description: String,
+        /// A label; may be repeated
+        #[arg(long, value_name = "KEY=VALUE")]
+        label: Vec<String>,
+        /// Its name
+        #[arg(value_name = "NAMESPACE")]
+        name: String,
+    },
+    /// List the namespaces
+    #[command(visible_alias = "list")]
+    Ls(ListOptions),
+    /// Print namespaces as a JSON array
+    Inspect {
+        /// Names
+        #[arg(required = true, value_name = "NAMESPACE")]
+        namespaces: Vec<String>,
+    },
+    /// Remove empty namespaces
+    #[command(visible_alias = "remove")]
+    Rm {
+        /// Names
+        #[arg(required = true, value_name = "NAMESPACE")]
+        namespaces: Vec<String>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct DebugCommand {
+    #[command(subcommand)]
+    pub(super) verb: DebugVerb,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum DebugVerb {
+    /// Describe the copy of a volume in a directory, as JSON; the daemon need not run
+    #[command(after_help = "Example:\n  storageos debug dump /var/lib/storageos/volumes/ID")]
+    Dump {
+        /// The copy's directory: DATA_DIR/volumes/ID
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct VolumeCommand {
+    #[command(subcommand)]
+    pub(super) verb: VolumeVerb,
+}
+
+const CREATE_HELP: &str = "\
+Labels: storageos.com/replicas=0..5; storageos.com/failure.mode=soft|hard|alwayson; storageos.com/failure.tolerance=0..4;
+storageos.com/hint.master=NODE; storageos.com/io.timeout=90s. The spelling storageos.feature.X works for each.
+
+Examples:
+  storageos volume create data
+  storageos volume create --namespace default --size 20 --label storageos.com/replicas=2 \\
+      --label storageos.com/failure.mode=alwayson volume-name
+  storageos volume create --size 512MiB team/small";
+
+#[derive(Debug, Subcommand)]
+pub(super) enum VolumeVerb {
+    /// Create a volume
+    #[command(after_help = CREATE_HELP)]
+    Create(CreateOptions),
+    /// List volumes
+    #[command(visible_alias = "list")]
+    Ls {
+        #[command(flatten)]
+        list: ListOptions,
+        /// Only volumes whose labels meet these terms: key=value, key!=value or key, separated by commas
+        #[arg(short, long, value_name = "TERMS")]
+        selector: Option<String>,
+        /// Only this namespace
+        #[arg(short, long, value_name = "NAMESPACE")]
+        namespace: Option<String>,
+    },
+    /// Print volumes as a JSON array
+    Inspect {
+        /// Names, or namespace/name
+        #[arg(required = true, value_name = "VOLUME")]
+        volumes: Vec<String>,
+        /// Namespace of names without one [default: default]
+        #[arg(short, long, value_name = "NAMESPACE")]
+        namespace: Option<String>,
+    },
+    /// Change a volume's description or labels, also while it is mounted
+    #[command(
+        after_help = "Examples:\n  storageos volume update --label-add storageos.com/failure.mode=hard default/data\n  \
+        storageos volume update --label-add storageos.com/replicas=1 data\n  \
+        storageos volume update --label-rm storageos.com/failure.tolerance data"
+    )]
+    Update {
+        /// What it is for
+        #[arg(short, long, value_name = "TEXT")]
+        description: Option<String>,
+        /// Set a label; may be repeated
+        #[arg(long, value_name = "KEY=VALUE")]
+        label_add: Vec<String>,
+        /// Take a label away; may be repeated
+        #[arg(long, value_name = "KEY")]
+        label_rm: Vec<String>,
+        /// Name, or namespace/name
+        #[arg(value_name = "VOLUME")]
+        volume: String,
+    },
+    /// Remove volumes with everything on them
+    #[command(visible_alias = "remove")]
+    Rm {
+        /// Mounted ones too
+        #[arg(short, long)]
+        force: bool,
+        /// Every volume, of --namespace if given
+        #[arg(long, conflicts_with = "volumes")]
+        all: bool,
+        /// Namespace of names without one [default: default]
+        #[arg(short, long, value_name = "NAMESPACE")]
+        namespace: Option<String>,
+        /// Names, or namespace/name
+        #[arg(value_name = "VOLUME", required_unless_present = "all")]
+        volumes: Vec<String>,
+    },
+    /// Mount a volume on a directory of this machine
+    #[command(
+        after_help = "The same as: mount -t fuse.storageos NAMESPACE/NAME DIR\n\nExample:\n  \
+        storageos volume mount -o ro,noatime default/data /mnt"
+    )]
+    Mount {
+        /// Mount options, as ro,noatime
+        #[arg(short, value_name = "OPTIONS", default_value = "")]
+        options: String,
+        /// How long to wait for the volume to become usable, as 20s or 2m
+        #[arg(short, long, value_name = "TIME", default_value = "20s")]
+        timeout: String,
+        /// Name, or namespace/name
+        #[arg(value_name = "VOLUME")]
+        volume: String,
+        /// An existing directory
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+    },
+    /// Unmount a volume, wherever it is mounted; done when everything written is on its copies
+    Unmount {
+        /// Also when it is busy, or when the node that mounted it is gone
+        #[arg(short, long)]
+        force: bool,
+        /// Name, or namespace/name
+        #[arg(value_name = "VOLUME")]
+        volume: String,
+    },
+    /// Compare all copies; exit code 0 identical, 1 some differ, higher: could not be checked
+    #[command(
+        after_help = "Copies that are in use are compared while no write is under way. Copies that are not in sync are not compared.\n\n\
+        Example:\n  storageos volume verify --deep default/data"
+    )]
+    Verify {
+        /// Also read all data again and compare it with its hashes, on every copy
+        #[arg(long)]
+        deep: bool,
+        /// table or json
+        #[arg(long, default_value = "table", value_name = "FORMAT")]
+        format: Format,
+        /// Name, or namespace/name
+        #[arg(value_name = "VOLUME")]
+        volume: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct CreateOptions {
+    /// What it is for
+    #[arg(short, long, value_name = "TEXT", default_value = "")]
+    pub(super) description: String,
+    /// Size in GiB, or with a unit: 20, 512MiB, 2TiB
+    #[arg(short, long, value_name = "SIZE", default_value = "5")]
+    pub(super) size: String,
+    /// The pool; there is one
+    #[arg(short, long, value_name = "POOL", default_value = "default", value_parser = ["default"])]
+    pub(super) pool: String,
+    /// Its namespace [default: default]
+    #[arg(short, long, value_name = "NAMESPACE")]
+    pub(super) namespace: Option<String>,
+    /// Accepted for old scripts; a volume is a directory tree and needs no other file system
+    #[arg(short, long, value_name = "TYPE")]
+    pub(super) fstype: Option<String>,
+    /// Only nodes whose labels meet these terms hold copies: key=value, key!=value or key, separated by commas
+    #[arg(long, value_name = "TERMS", default_value = "")]
+    pub(super) node_selector: String,
+    /// A label; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(super) label: Vec<String>,
+    /// Its name, or namespace/name
+    #[arg(value_name = "VOLUME")]
+    pub(super) volume: String,
+}
