@@ -99,6 +99,9 @@ pub struct Volume {
     pub formatted: bool,
     /// Who has it mounted.
     pub mount: Option<MountClaim>,
+    /// Mount claims ever taken; raised by each. Orders them: device calls of an older claim than the latest are refused.
+    #[serde(default)]
+    pub mounts: u64,
     /// When it was created.
     pub created_at: Timestamp,
 }
