@@ -516,6 +516,21 @@ impl CopyStore {
         self.active.read().hot.clone()
     }
 
+    /// Whether a write to these blocks, now, needs not wait for the activity log: a hint, for whoever must not block.
+    #[must_use]
+    pub fn is_hot(&self, block: u64, count: u64) -> bool {
+        let Some(active) = self.active.try_read() else {
+            return false;
+        };
+        let end = block.saturating_add(count).div_ceil(EXTENT_BLOCKS);
+        (block / EXTENT_BLOCKS..end).all(|extent| {
+            active
+                .last_use
+                .get(extent as usize)
+                .is_some_and(|last| last.load(Ordering::Relaxed) != 0)
+        })
+    }
+
     /// Space on the disk.
     ///
     /// # Errors

@@ -91,6 +91,10 @@ impl Copy for CopyStore {
         Ok(self.verify_extent(extent)?)
     }
 
+    fn is_hot(&self, block: u64, count: u64) -> bool {
+        self.is_hot(block, count)
+    }
+
     fn hot_extents(&self) -> Vec<u64> {
         self.hot_extents()
     }

@@ -21,6 +21,9 @@ use std::{
 /// Writes that may be remembered as not settled; a master has far fewer in flight.
 const MAX_TAIL: usize = 1 << 16;
 
+/// Most blocks of a write that is done without a hand-off to a blocking thread.
+const QUICK: u64 = 16;
+
 /// The stamp in force, without the volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Gate {
@@ -97,9 +100,7 @@ impl Entry {
 
     fn enter(&self, stamp: Stamp) -> Result<RwLockReadGuard<'_, Gate>, CopyError> {
         let gate = self.gate.read();
-        if (gate.epoch, gate.session) != (stamp.epoch, stamp.session) {
-            return Err(stale(*gate));
-        }
+        gate.check(stamp)?;
         Ok(gate)
     }
 
@@ -127,12 +128,41 @@ impl Entry {
         blocks: &Blocks,
         flush: bool,
     ) -> Result<(), CopyError> {
+        let gate = self.gate.read();
+        self.write_through(&gate, stamp, position, blocks, flush)
+    }
+
+    /// The same without a flush if it can be done at once, that is by copying a little into the page cache; `None`: do it
+    /// where blocking is allowed.
+    pub(super) fn write_quickly(
+        &self,
+        stamp: Stamp,
+        position: Position,
+        blocks: &Blocks,
+    ) -> Option<Result<(), CopyError>> {
+        let total: u64 = blocks.ranges.iter().map(|(_, count)| u64::from(*count)).sum();
+        let hot = |(block, count): &(u64, u32)| self.copy.is_hot(*block, u64::from(*count));
+        if total > QUICK || !blocks.ranges.iter().all(hot) {
+            return None;
+        }
+        let gate = self.gate.try_read()?;
+        Some(self.write_through(&gate, stamp, position, blocks, false))
+    }
+
+    fn write_through(
+        &self,
+        gate: &Gate,
+        stamp: Stamp,
+        position: Position,
+        blocks: &Blocks,
+        flush: bool,
+    ) -> Result<(), CopyError> {
+        gate.check(stamp)?;
         let writes = split(blocks)?;
         let extents = writes
             .iter()
             .flat_map(|write| extents_of(write.block, write.sums.len() as u64))
             .collect();
-        let _gate = self.enter(stamp)?;
         self.note(position, extents)?;
         self.copy.write(stamp.epoch, &writes, flush)
     }
@@ -163,6 +193,16 @@ impl Entry {
         }
         let _gate = self.enter(stamp)?;
         self.copy.repair(stamp.epoch, block, data)
+    }
+}
+
+impl Gate {
+    fn check(self, stamp: Stamp) -> Result<(), CopyError> {
+        if (self.epoch, self.session) == (stamp.epoch, stamp.session) {
+            Ok(())
+        } else {
+            Err(stale(self))
+        }
     }
 }
 

@@ -69,6 +69,11 @@ impl ReplicaHost {
         Arc::clone(self.entries.lock().entry(volume).or_default())
     }
 
+    /// The copy, if it is open and nobody is busy opening or removing it.
+    fn open_entry(&self, volume: VolumeId) -> Option<Arc<Entry>> {
+        self.entries.lock().get(&volume)?.try_lock()?.clone()
+    }
+
     /// The open copy. Blocks.
     pub(super) fn entry(&self, volume: VolumeId) -> Result<Arc<Entry>, CopyError> {
         // The common case must not create a slot for any id that a peer makes up.
@@ -242,6 +247,12 @@ impl Data for DataServer {
         blocks: Blocks,
         flush: bool,
     ) -> Result<(), CopyError> {
+        if !flush
+            && let Some(entry) = self.host.open_entry(stamp.volume)
+            && let Some(result) = entry.write_quickly(stamp, position, &blocks)
+        {
+            return result;
+        }
         self.on_disk(move |host| host.entry(stamp.volume)?.write(stamp, position, &blocks, flush))
             .await
     }

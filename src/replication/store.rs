@@ -113,6 +113,8 @@ pub trait Copy: Send + Sync + 'static {
     /// # Errors
     /// The disk's.
     fn verify_extent(&self, extent: u64) -> Result<Vec<u64>, CopyError>;
+    /// Whether a write to these blocks, now, would not wait for the disk: a hint.
+    fn is_hot(&self, block: u64, count: u64) -> bool;
     /// Extents that may be in flight.
     fn hot_extents(&self) -> Vec<u64>;
     /// Makes blocks read as zero.

@@ -107,6 +107,9 @@ impl Copy for FaultyCopy {
     fn verify_extent(&self, extent: u64) -> Result<Vec<u64>, CopyError> {
         self.copy.verify_extent(extent)
     }
+    fn is_hot(&self, block: u64, count: u64) -> bool {
+        self.copy.is_hot(block, count)
+    }
     fn hot_extents(&self) -> Vec<u64> {
         self.copy.hot_extents()
     }
