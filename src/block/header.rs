@@ -20,7 +20,7 @@ pub(crate) struct Header {
     pub(crate) blocks: u64,
     /// The boot of the machine in which the copy was last opened.
     pub(crate) boot: [u8; 16],
-    /// Closed with everything on disk; nothing is hot.
+    /// Closed with everything on disk: data and sums agree.
     pub(crate) clean: bool,
 }
 

@@ -10,8 +10,8 @@
 //! to the page cache. A flush is one `fdatasync` of `data`, shared by all who wait for one; sums are not synced with it.
 //!
 //! # After a crash
-//! Only hot extents may differ from their sums: their sums are computed anew from the data, and the extents are reported, so
-//! that replication compares them with the other copies. An extent goes cold after data and sums were both synced.
+//! Only hot extents may differ from their sums: their sums are computed anew from the data. Hot extents are reported at every
+//! opening, so that replication compares them with the other copies. An extent goes cold after data and sums were both synced.
 //! A crash of the process alone loses nothing that a write call returned for; a power loss may lose what was not flushed.
 //!
 //! # Failures

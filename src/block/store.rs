@@ -30,7 +30,8 @@ const EVICT: usize = HOT_LIMIT / 4;
 pub struct Opened {
     /// It had been closed with everything on disk.
     pub clean: bool,
-    /// Extents whose sums were rebuilt from the data: compare them with the other copies.
+    /// Extents that may hold writes that nobody acknowledged: compare them with the other copies. After a clean close too: a
+    /// write may have reached this copy and not the others. After a crash their sums were rebuilt from the data.
     pub hot: Vec<u64>,
     /// The machine has not been rebooted since the copy was last open: nothing that a write returned for is lost.
     pub same_boot: bool,
@@ -185,13 +186,15 @@ impl CopyStore {
         hot.retain(|extent| *extent < header.blocks.div_ceil(EXTENT_BLOCKS));
         let opened = Opened {
             clean: header.clean,
-            hot: if header.clean { Vec::new() } else { hot.clone() },
+            hot: hot.clone(),
             same_boot: header.boot == this_boot() && header.boot != [0; 16],
         };
         header.clean = false;
         header.boot = this_boot();
         let store = Self::assemble(disk, lock, directory, header, (data, sums, log), (sequence, hot));
-        store.recover(&opened.hot).map_err(|e| StoreError::io(directory, &e))?;
+        if !opened.clean {
+            store.recover(&opened.hot).map_err(|e| StoreError::io(directory, &e))?;
+        }
         store.store_header(&store.active.write())?;
         Ok((store, opened))
     }

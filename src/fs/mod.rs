@@ -1,1 +1,381 @@
 //! A POSIX file system on a block device. Knows nothing of replication or FUSE.
+//!
+//! # Metadata
+//! Inodes, directory entries, extents, attributes and free space are rows (`rows`) of a redb database that lives in the device's
+//! metadata area (`backend`), so that they are replicated and checked like data. Operations change rows in memory (`store`), under one
+//! lock that is never held across a write to the device.
+//!
+//! # Becoming durable
+//! An fsync writes the rows changed since the last one as a single record into the intent log, in the same message as the flush
+//! (`log`, `commit`); fsyncs that wait together share a record. A timer does the same for operations that nobody syncs. A checkpoint
+//! puts the rows into the database, in the background. After a crash the log's records are put again: there is no fsck.
+//!
+//! # Data
+//! File data is written in place, to runs of blocks (`extents`, `alloc`). A freed run becomes free again only after the operation
+//! that freed it is durable, no read or write that may know the old place is in flight, and the run was discarded and flushed
+//! (`reclaim`): a newly allocated block is durable zeros, so no crash can show another file's bytes.
+//!
+//! # Locks
+//! `edges` (by inode: exclusive for a write that changes a part of a block), then `state`. `commit` is taken alone.
+
+mod alloc;
+mod attr;
+mod backend;
+mod check;
+mod commit;
+mod dir;
+mod error;
+mod extents;
+mod file;
+mod layout;
+mod log;
+mod orphan;
+mod reclaim;
+mod rename;
+mod rows;
+mod store;
+#[cfg(test)]
+mod tests;
+mod types;
+mod xattr;
+
+pub use check::CheckReport;
+pub use error::FsError;
+pub use layout::device_blocks;
+pub use types::{
+    Attr, Caller, DirEntry, FILE_MAX, FileKind, Ino, NAME_MAX, Options, ROOT, Seek, SetAttr, SetTime, StatFs, Time,
+};
+
+use crate::block::BlockDevice;
+use backend::MetaArea;
+use commit::{Commit, LogPosition};
+use error::posix;
+use layout::{DATA_START, Superblock};
+use orphan::References;
+use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
+use reclaim::{Freed, InFlight};
+use rows::{COUNTERS, Content, Counters, Inode, free_key, inode_key, orphan_key, pending_key};
+use std::collections::HashMap;
+use std::ops::Bound;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use store::{Disk, Store};
+
+/// Stripes of the lock for writes into parts of blocks.
+const EDGE_STRIPES: usize = 64;
+
+/// The last operations that changed an inode's metadata, by number.
+#[derive(Clone, Copy, Debug, Default)]
+struct Touched {
+    /// Anything.
+    any: u64,
+    /// More than times: what fdatasync must make durable.
+    beyond_times: u64,
+}
+
+/// What the operations work on, behind one lock.
+struct State {
+    store: Store,
+    counters: Counters,
+    /// Number of the last operation that changed anything.
+    op: u64,
+    touched: HashMap<Ino, Touched>,
+    references: HashMap<Ino, References>,
+    freed: Freed,
+    log: LogPosition,
+    /// Where the search for free runs goes on.
+    cursor: u64,
+}
+
+struct Core {
+    device: Arc<dyn BlockDevice>,
+    superblock: Superblock,
+    options: Options,
+    hash_key: [u8; 32],
+    state: Mutex<State>,
+    commit: Mutex<Commit>,
+    committed: Condvar,
+    edges: Vec<RwLock<()>>,
+    in_flight: Mutex<InFlight>,
+    drained: Condvar,
+    /// Gone once closed: another daemon may have the volume then.
+    disk: Mutex<Option<Arc<Disk>>>,
+    closing: Arc<AtomicBool>,
+}
+
+/// A mounted file system. All calls block and may be made from any thread; the result of a call is durable after an fsync of what
+/// it changed, or [`Options::commit_interval`] later.
+pub struct FileSystem {
+    core: Arc<Core>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl FileSystem {
+    /// Makes an empty file system for `capacity` bytes of file data on a device of [`device_blocks`] blocks.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn format(device: &Arc<dyn BlockDevice>, capacity: u64) -> Result<(), FsError> {
+        let secret = *uuid::Uuid::new_v4().as_bytes();
+        let superblock = Superblock::new(capacity, secret);
+        let closing = Arc::new(AtomicBool::new(true));
+        let disk = Disk::open(MetaArea::open(device.clone(), superblock.meta_limit, closing)?, 1 << 20)?;
+        let mut store = Store::new(disk.base()?);
+        let counters = Counters {
+            next_ino: ROOT + 1,
+            inodes: 1,
+            free: superblock.data_blocks,
+            window: (0, 0),
+        };
+        store.put(COUNTERS.to_vec(), encode_counters(&counters));
+        if superblock.data_blocks > 0 {
+            store.put(free_key(DATA_START), superblock.data_blocks.to_le_bytes().to_vec());
+        }
+        let now = Time::now();
+        let root = Inode {
+            mode: libc::S_IFDIR | 0o755,
+            uid: 0,
+            gid: 0,
+            nlink: 2,
+            rdev: 0,
+            size: 0,
+            blocks: 0,
+            atime: now,
+            mtime: now,
+            ctime: now,
+            btime: now,
+            content: Content::Directory(ROOT),
+        };
+        store.put(inode_key(ROOT), root.encode());
+        if let Some(rows) = store.freeze() {
+            disk.apply(&rows, 1)?;
+        }
+        // The superblock comes last: it makes the device a file system.
+        superblock.write(&**device)
+    }
+
+    /// Whether the device holds a file system.
+    ///
+    /// # Errors
+    /// The device's; [`FsError::Format`] if what it holds is damaged or of another version.
+    pub fn is_formatted(device: &Arc<dyn BlockDevice>) -> Result<bool, FsError> {
+        Ok(Superblock::read(&**device)?.is_some())
+    }
+
+    /// Opens a file system; after a crash, puts the intent log's rows first.
+    ///
+    /// # Errors
+    /// The device's, or [`FsError::Format`].
+    pub fn open(device: Arc<dyn BlockDevice>, options: Options) -> Result<Arc<Self>, FsError> {
+        let superblock =
+            Superblock::read(&*device)?.ok_or_else(|| FsError::Format("the device holds no file system".into()))?;
+        let closing = Arc::new(AtomicBool::new(false));
+        let area = MetaArea::open(device.clone(), superblock.meta_limit, closing.clone())?;
+        let disk = Disk::open(area, options.metadata_cache_bytes)?;
+        let base = disk.base()?;
+        let generation = Disk::generation(&base)?;
+        let mut store = Store::new(base);
+        let mut records = 0;
+        for generation in [generation, generation + 1] {
+            records += log::replay(&*device, generation, |change| {
+                store.replayed(change);
+                Ok::<(), FsError>(())
+            })?;
+        }
+        // What was replayed goes into the database at once: both halves of the log are free again.
+        let mut position = generation;
+        if let Some(rows) = store.freeze().filter(|_| records > 0) {
+            position += 2;
+            disk.apply(&rows, position)?;
+            tracing::info!(records, "intent log replayed");
+        }
+        store.thaw(disk.base()?);
+        let counters = store
+            .get(COUNTERS)?
+            .and_then(|v| postcard::from_bytes(&v).ok())
+            .ok_or_else(|| FsError::Format("the counters' row is missing or damaged".into()))?;
+        let core = Arc::new(Core {
+            hash_key: blake3::derive_key("storageos directory entries v1", &superblock.secret),
+            superblock,
+            options,
+            state: Mutex::new(State {
+                store,
+                counters,
+                op: 0,
+                touched: HashMap::new(),
+                references: HashMap::new(),
+                freed: Freed::default(),
+                log: LogPosition::new(position),
+                cursor: DATA_START,
+            }),
+            commit: Mutex::new(Commit::default()),
+            committed: Condvar::new(),
+            edges: (0..EDGE_STRIPES).map(|_| RwLock::new(())).collect(),
+            in_flight: Mutex::new(InFlight::default()),
+            drained: Condvar::new(),
+            disk: Mutex::new(Some(Arc::new(disk))),
+            closing,
+            device,
+        });
+        core.load_pending()?;
+        if !core.options.read_only {
+            core.remove_orphans()?;
+        }
+        let threads = Mutex::new(commit::start_threads(&core)?);
+        Ok(Arc::new(Self { core, threads }))
+    }
+
+    /// Makes everything durable and stops. Later calls fail. Closing twice is harmless.
+    ///
+    /// # Errors
+    /// The device's; then the intent log still holds whatever an fsync returned for.
+    pub fn close(&self) -> Result<(), FsError> {
+        let mut threads = self.threads.lock();
+        if threads.is_empty() {
+            return Ok(());
+        }
+        let result = self.core.commit_all().and_then(|()| self.core.checkpoint_all());
+        self.core.stop();
+        for thread in threads.drain(..) {
+            // A thread that panicked has nothing to give back.
+            let _ = thread.join();
+        }
+        *self.core.disk.lock() = None;
+        result
+    }
+
+    /// Makes everything durable.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn sync(&self) -> Result<(), FsError> {
+        self.core.check_open()?;
+        self.core.commit_all()
+    }
+
+    /// Space and inodes.
+    ///
+    /// # Errors
+    /// [`FsError::Closed`].
+    pub fn statfs(&self) -> Result<StatFs, FsError> {
+        let state = self.core.state()?;
+        // A file's metadata takes less than 256 bytes in the usual case.
+        let files = self.core.superblock.meta_limit / 256;
+        Ok(StatFs {
+            blocks: self.core.superblock.data_blocks,
+            free: state.counters.free + state.freed.blocks(),
+            files,
+            files_free: files.saturating_sub(state.counters.inodes),
+        })
+    }
+}
+
+impl Drop for FileSystem {
+    fn drop(&mut self) {
+        // A caller that did not close wants a crash's semantics: nothing more is written.
+        self.core.stop();
+        for thread in self.threads.lock().drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn encode_counters(counters: &Counters) -> Vec<u8> {
+    // Writing numbers to a vector cannot fail.
+    postcard::to_allocvec(counters).unwrap_or_default()
+}
+
+impl Core {
+    fn check_open(&self) -> Result<(), FsError> {
+        if self.closing.load(Ordering::Acquire) {
+            return Err(FsError::Closed);
+        }
+        Ok(())
+    }
+
+    /// The state, for reading.
+    fn state(&self) -> Result<MutexGuard<'_, State>, FsError> {
+        self.check_open()?;
+        Ok(self.state.lock())
+    }
+
+    /// The state, for an operation that changes something.
+    fn change(&self) -> Result<MutexGuard<'_, State>, FsError> {
+        self.check_open()?;
+        if self.options.read_only {
+            return posix(libc::EROFS);
+        }
+        // Changes that outrun the checkpoints wait here, not in memory.
+        self.wait_for_room();
+        let mut state = self.state.lock();
+        state.op += 1;
+        Ok(state)
+    }
+
+    /// Runs freed by operations before the last stop, still to be discarded; orphans are handled by `orphan`.
+    fn load_pending(&self) -> Result<(), FsError> {
+        let mut state = self.state.lock();
+        let mut runs = Vec::new();
+        state.store.range(
+            Bound::Included(&pending_key(0)),
+            &pending_key(u64::MAX),
+            &mut |key, value| {
+                if let (Some(start), Some(length)) = (rows::key_number(key, 0), rows::number(value)) {
+                    runs.push((start, length));
+                }
+                true
+            },
+        )?;
+        for (start, length) in runs {
+            state.freed.add(0, start, length);
+        }
+        Ok(())
+    }
+
+    /// Files without a name that were open when the file system stopped.
+    fn remove_orphans(&self) -> Result<(), FsError> {
+        let mut orphans = Vec::new();
+        let state = self.state.lock();
+        state
+            .store
+            .range(Bound::Included(&orphan_key(0)), &orphan_key(u64::MAX), &mut |key, _| {
+                orphans.extend(rows::key_number(key, 0));
+                true
+            })?;
+        drop(state);
+        for ino in orphans {
+            self.remove_inode(ino)?;
+        }
+        Ok(())
+    }
+}
+
+impl State {
+    fn inode(&self, ino: Ino) -> Result<Inode, FsError> {
+        match self.store.get(&inode_key(ino))? {
+            Some(row) => Inode::decode(&row).ok_or_else(|| FsError::Metadata(format!("inode {ino}'s row is damaged"))),
+            None => posix(libc::ENOENT),
+        }
+    }
+
+    /// Keeps a changed inode; `times_only` if nothing else of it changed.
+    fn put_inode(&mut self, ino: Ino, inode: &Inode, times_only: bool) {
+        self.store.put(inode_key(ino), inode.encode());
+        self.touch(ino, times_only);
+    }
+
+    fn touch(&mut self, ino: Ino, times_only: bool) {
+        let op = self.op;
+        let touched = self.touched.entry(ino).or_default();
+        touched.any = op;
+        if !times_only {
+            touched.beyond_times = op;
+        }
+    }
+
+    fn put_counters(&mut self) {
+        let value = encode_counters(&self.counters);
+        self.store.put(COUNTERS.to_vec(), value);
+    }
+}

@@ -1,0 +1,74 @@
+//! Free space: runs of blocks in rows, and a window that allocations are cut from.
+//!
+//! The window is a run taken out of the free rows; its bounds are in the counters' row, so that an allocation changes no free row
+//! and blocks handed out one after the other are contiguous.
+
+use super::rows::{free_key, key_number, number, pending_key};
+use super::{DATA_START, FsError, State};
+use std::ops::Bound;
+
+/// Largest window, in blocks (64 MiB).
+const WINDOW: u64 = 16384;
+
+impl State {
+    /// Cuts a run of at most `wanted` blocks; `None` when nothing is free.
+    pub(super) fn allocate(&mut self, wanted: u64) -> Result<Option<(u64, u64)>, FsError> {
+        if self.counters.window.1 == 0 && !self.refill_window()? {
+            return Ok(None);
+        }
+        let (start, left) = self.counters.window;
+        let length = wanted.min(left);
+        self.counters.window = (start + length, left - length);
+        self.counters.free -= length;
+        self.put_counters();
+        Ok(Some((start, length)))
+    }
+
+    fn refill_window(&mut self) -> Result<bool, FsError> {
+        let from = free_key(self.cursor);
+        let mut row = self.store.first(Bound::Included(&from), &free_key(u64::MAX))?;
+        if row.is_none() {
+            row = self.store.first(Bound::Included(&free_key(DATA_START)), &from)?;
+        }
+        let Some((start, length)) = row.as_ref().and_then(|(k, v)| Some((key_number(k, 0)?, number(v)?))) else {
+            return Ok(false);
+        };
+        let taken = length.min(WINDOW);
+        self.store.delete(free_key(start));
+        if length > taken {
+            self.store
+                .put(free_key(start + taken), (length - taken).to_le_bytes().to_vec());
+        }
+        self.cursor = start + taken;
+        self.counters.window = (start, taken);
+        Ok(true)
+    }
+
+    /// A run that was never used, or is discarded and flushed, becomes free.
+    pub(super) fn add_free(&mut self, mut start: u64, mut length: u64) -> Result<(), FsError> {
+        self.counters.free += length;
+        if let Some((key, value)) = self
+            .store
+            .last(&free_key(DATA_START), Bound::Excluded(&free_key(start)))?
+            && let (Some(before), Some(its)) = (key_number(&key, 0), number(&value))
+            && before + its == start
+        {
+            self.store.delete(key);
+            (start, length) = (before, its + length);
+        }
+        let after = free_key(start + length);
+        if let Some(its) = self.store.get(&after)?.as_deref().and_then(number) {
+            self.store.delete(after);
+            length += its;
+        }
+        self.store.put(free_key(start), length.to_le_bytes().to_vec());
+        self.put_counters();
+        Ok(())
+    }
+
+    /// A run that a file gave up: pending until it is discarded.
+    pub(super) fn free(&mut self, start: u64, length: u64) {
+        self.store.put(pending_key(start), length.to_le_bytes().to_vec());
+        self.freed.add(self.op, start, length);
+    }
+}

@@ -1,0 +1,185 @@
+//! Which blocks of the device hold which blocks of a file.
+//!
+//! Invariant: a file's extents do not overlap and are in order; at most [`INLINE_EXTENTS`] are in the inode's row, more are in rows of
+//! their own, until the file is empty again.
+
+use super::rows::{Content, Extent, INLINE_EXTENTS, Inode, extent_key, extent_of, extent_value};
+use super::{FsError, Ino, State};
+use std::ops::Bound;
+
+/// A stretch of a file: blocks on the device, or a hole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Segment {
+    pub(super) logical: u64,
+    pub(super) length: u64,
+    /// First block on the device.
+    pub(super) physical: Option<u64>,
+}
+
+impl State {
+    /// The file's extents that touch blocks `first..end`, whole.
+    pub(super) fn extents(&self, ino: Ino, inode: &Inode, first: u64, end: u64) -> Result<Vec<Extent>, FsError> {
+        match &inode.content {
+            Content::Inline(extents) => Ok(extents
+                .iter()
+                .filter(|e| e.logical < end && e.end() > first)
+                .copied()
+                .collect()),
+            Content::Rows => {
+                let mut found = Vec::new();
+                if let Some((key, value)) = self
+                    .store
+                    .last(&extent_key(ino, 0), Bound::Excluded(&extent_key(ino, first)))?
+                {
+                    found.extend(extent_of(&key, &value).filter(|e| e.end() > first));
+                }
+                let from = extent_key(ino, first);
+                self.store
+                    .range(Bound::Included(&from), &extent_key(ino, end), &mut |key, value| {
+                        found.extend(extent_of(key, value));
+                        true
+                    })?;
+                Ok(found)
+            }
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    /// Blocks `first..first + count` as segments without gaps.
+    pub(super) fn map(&self, ino: Ino, inode: &Inode, first: u64, count: u64) -> Result<Vec<Segment>, FsError> {
+        let end = first + count;
+        let (mut at, mut segments) = (first, Vec::new());
+        for extent in self.extents(ino, inode, first, end)? {
+            let from = extent.logical.max(first);
+            if from > at {
+                segments.push(Segment {
+                    logical: at,
+                    length: from - at,
+                    physical: None,
+                });
+            }
+            let to = extent.end().min(end);
+            segments.push(Segment {
+                logical: from,
+                length: to - from,
+                physical: Some(extent.physical + (from - extent.logical)),
+            });
+            at = to;
+        }
+        if at < end {
+            segments.push(Segment {
+                logical: at,
+                length: end - at,
+                physical: None,
+            });
+        }
+        Ok(segments)
+    }
+
+    /// Puts blocks into a hole of the file. The caller keeps the inode.
+    pub(super) fn insert_extent(&mut self, ino: Ino, inode: &mut Inode, new: Extent) -> Result<(), FsError> {
+        inode.blocks += new.length;
+        let joins = |a: &Extent, b: &Extent| a.end() == b.logical && a.physical + a.length == b.physical;
+        match &mut inode.content {
+            Content::Inline(extents) => {
+                let at = extents.partition_point(|e| e.logical < new.logical);
+                extents.insert(at, new);
+                extents.dedup_by(|next, before| {
+                    let join = joins(before, next);
+                    if join {
+                        before.length += next.length;
+                    }
+                    join
+                });
+                if extents.len() > INLINE_EXTENTS {
+                    for extent in std::mem::take(extents) {
+                        self.store.put(extent_key(ino, extent.logical), extent_value(&extent));
+                    }
+                    inode.content = Content::Rows;
+                }
+            }
+            Content::Rows => {
+                let mut new = new;
+                let before = self
+                    .store
+                    .last(&extent_key(ino, 0), Bound::Excluded(&extent_key(ino, new.logical)))?;
+                if let Some(before) = before.and_then(|(k, v)| extent_of(&k, &v)).filter(|b| joins(b, &new)) {
+                    new = Extent {
+                        length: before.length + new.length,
+                        ..before
+                    };
+                }
+                let key = extent_key(ino, new.end());
+                let after = self.store.get(&key)?;
+                if let Some(after) = after.and_then(|v| extent_of(&key, &v)).filter(|a| joins(&new, a)) {
+                    self.store.delete(key);
+                    new.length += after.length;
+                }
+                self.store.put(extent_key(ino, new.logical), extent_value(&new));
+            }
+            _ => return Err(FsError::Metadata(format!("inode {ino} holds no extents"))),
+        }
+        Ok(())
+    }
+
+    /// Frees blocks `first..end` of the file. The caller keeps the inode.
+    pub(super) fn remove_extents(&mut self, ino: Ino, inode: &mut Inode, first: u64, end: u64) -> Result<(), FsError> {
+        for extent in self.extents(ino, inode, first, end)? {
+            let (from, to) = (extent.logical.max(first), extent.end().min(end));
+            self.free(extent.physical + (from - extent.logical), to - from);
+            inode.blocks -= to - from;
+            let mut rest = Vec::new();
+            if from > extent.logical {
+                rest.push(Extent {
+                    length: from - extent.logical,
+                    ..extent
+                });
+            }
+            if extent.end() > to {
+                rest.push(Extent {
+                    logical: to,
+                    physical: extent.physical + (to - extent.logical),
+                    length: extent.end() - to,
+                });
+            }
+            match &mut inode.content {
+                Content::Inline(extents) => {
+                    extents.retain(|e| e.logical != extent.logical);
+                    extents.extend_from_slice(&rest);
+                    extents.sort_unstable_by_key(|e| e.logical);
+                }
+                _ => {
+                    self.store.delete(extent_key(ino, extent.logical));
+                    for extent in rest {
+                        self.store.put(extent_key(ino, extent.logical), extent_value(&extent));
+                    }
+                }
+            }
+        }
+        if inode.blocks == 0 {
+            inode.content = Content::Inline(Vec::new());
+        } else if let Content::Inline(extents) = &mut inode.content
+            && extents.len() > INLINE_EXTENTS
+        {
+            for extent in std::mem::take(extents) {
+                self.store.put(extent_key(ino, extent.logical), extent_value(&extent));
+            }
+            inode.content = Content::Rows;
+        }
+        Ok(())
+    }
+
+    /// The first block after which nothing is allocated.
+    pub(super) fn extents_end(&self, ino: Ino, inode: &Inode) -> Result<u64, FsError> {
+        Ok(match &inode.content {
+            Content::Inline(extents) => extents.last().map_or(0, Extent::end),
+            Content::Rows => {
+                let last = self
+                    .store
+                    .last(&extent_key(ino, 0), Bound::Excluded(&extent_key(ino, u64::MAX)))?;
+                last.and_then(|(k, v)| extent_of(&k, &v)).map_or(0, |e| e.end())
+            }
+            _ => 0,
+        })
+    }
+}

@@ -1,0 +1,270 @@
+//! The rows: a redb database, and over it, in memory, the changes since its last checkpoint.
+//!
+//! A read looks at the running changes, then at those that a checkpoint is just putting into the database, then at the database as it
+//! was at the last checkpoint. So nobody waits for a checkpoint, and a failed one loses nothing. The changes are bounded: their
+//! volume triggers the next checkpoint.
+
+use super::backend::MetaArea;
+use super::error::FsError;
+use super::log::{Change, change_size};
+use super::rows::{GENERATION, number};
+use redb::{Database, ReadOnlyTable, ReadableDatabase, TableDefinition};
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
+use std::sync::Arc;
+
+const ROWS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("rows");
+
+/// A key and its value.
+type Row = (Vec<u8>, Vec<u8>);
+type Rows = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
+type Base = ReadOnlyTable<&'static [u8], &'static [u8]>;
+
+/// The database, shared with the checkpoint thread.
+pub(super) struct Disk {
+    database: Database,
+}
+
+impl Disk {
+    pub(super) fn open(area: MetaArea, cache_bytes: usize) -> Result<Self, FsError> {
+        let database = Database::builder()
+            .set_cache_size(cache_bytes)
+            .create_with_backend(area)?;
+        let disk = Self { database };
+        if disk.base().is_err() {
+            // A new database: make the table.
+            disk.apply(&Rows::new(), 0)?;
+        }
+        Ok(disk)
+    }
+
+    pub(super) fn base(&self) -> Result<Base, FsError> {
+        Ok(self.database.begin_read()?.open_table(ROWS)?)
+    }
+
+    pub(super) fn generation(base: &Base) -> Result<u64, FsError> {
+        let value = base.get(GENERATION)?;
+        Ok(value.and_then(|v| number(v.value())).unwrap_or(0))
+    }
+
+    /// Makes rows durable in the database, all or none, and names the log generation that follows.
+    pub(super) fn apply(&self, rows: &Rows, generation: u64) -> Result<(), FsError> {
+        let mut txn = self.database.begin_write()?;
+        txn.set_durability(redb::Durability::Immediate)?;
+        txn.set_two_phase_commit(true);
+        // Reopening after a crash then costs nothing that grows with the database.
+        txn.set_quick_repair(true);
+        {
+            let mut table = txn.open_table(ROWS)?;
+            for (key, value) in rows {
+                match value {
+                    Some(value) => table.insert(&key[..], &value[..])?,
+                    None => table.remove(&key[..])?,
+                };
+            }
+            table.insert(GENERATION, &generation.to_le_bytes()[..])?;
+        }
+        txn.commit()?;
+        Ok(())
+    }
+}
+
+/// The rows as operations see and change them. Kept behind the file system's lock.
+pub(super) struct Store {
+    base: Base,
+    frozen: Option<Arc<Rows>>,
+    changes: Rows,
+    /// Bytes of `changes`, about.
+    changed_bytes: usize,
+    /// Changes that are in no log record yet.
+    unlogged: HashMap<Vec<u8>, Option<Vec<u8>>>,
+    unlogged_bytes: usize,
+}
+
+impl Store {
+    pub(super) fn new(base: Base) -> Self {
+        Self {
+            base,
+            frozen: None,
+            changes: Rows::new(),
+            changed_bytes: 0,
+            unlogged: HashMap::new(),
+            unlogged_bytes: 0,
+        }
+    }
+
+    pub(super) fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, FsError> {
+        if let Some(value) = self.changes.get(key) {
+            return Ok(value.clone());
+        }
+        if let Some(value) = self.frozen.as_ref().and_then(|rows| rows.get(key)) {
+            return Ok(value.clone());
+        }
+        Ok(self.base.get(key)?.map(|v| v.value().to_vec()))
+    }
+
+    pub(super) fn put(&mut self, key: Vec<u8>, value: Vec<u8>) {
+        self.change(key, Some(value));
+    }
+
+    pub(super) fn delete(&mut self, key: Vec<u8>) {
+        self.change(key, None);
+    }
+
+    fn change(&mut self, key: Vec<u8>, value: Option<Vec<u8>>) {
+        let size = change_size(&key, value.as_deref());
+        self.unlogged_bytes += size;
+        self.changed_bytes += size;
+        if let Some(old) = self.unlogged.insert(key.clone(), value.clone()) {
+            self.unlogged_bytes -= change_size(&key, old.as_deref());
+        }
+        if let Some(old) = self.changes.insert(key.clone(), value) {
+            self.changed_bytes -= change_size(&key, old.as_deref());
+        }
+    }
+
+    /// A change that is in the log already: replay.
+    pub(super) fn replayed(&mut self, (key, value): Change) {
+        self.changed_bytes += change_size(&key, value.as_deref());
+        self.changes.insert(key, value);
+    }
+
+    /// The first row in a range, if any.
+    pub(super) fn first(&self, from: Bound<&[u8]>, to: &[u8]) -> Result<Option<Row>, FsError> {
+        let mut found = None;
+        self.range(from, to, &mut |key, value| {
+            found = Some((key.to_vec(), value.to_vec()));
+            false
+        })?;
+        Ok(found)
+    }
+
+    /// The last row in a range, if any.
+    pub(super) fn last(&self, from: &[u8], to: Bound<&[u8]>) -> Result<Option<Row>, FsError> {
+        let bounds = (Bound::Included(from), to);
+        let mut changes = self.changes.range::<[u8], _>(bounds).rev().peekable();
+        let empty = Rows::new();
+        let frozen = self.frozen.as_deref().unwrap_or(&empty);
+        let mut frozen = frozen.range::<[u8], _>(bounds).rev().peekable();
+        let mut base = self.base.range::<&[u8]>(bounds)?.rev();
+        let mut base_row = base.next().transpose()?;
+        loop {
+            let highest = [
+                changes.peek().map(|(k, _)| &k[..]),
+                frozen.peek().map(|(k, _)| &k[..]),
+                base_row.as_ref().map(|(k, _)| k.value()),
+            ];
+            let Some(highest) = highest.into_iter().flatten().max().map(<[u8]>::to_vec) else {
+                return Ok(None);
+            };
+            let mut value = None;
+            if base_row.as_ref().is_some_and(|(k, _)| k.value() == highest) {
+                value = Some(base_row.take().map(|(_, v)| v.value().to_vec()));
+                base_row = base.next().transpose()?;
+            }
+            if frozen.peek().is_some_and(|(k, _)| **k == highest) {
+                value = frozen.next().map(|(_, v)| v.clone());
+            }
+            if changes.peek().is_some_and(|(k, _)| **k == highest) {
+                value = changes.next().map(|(_, v)| v.clone());
+            }
+            if let Some(Some(value)) = value {
+                return Ok(Some((highest, value)));
+            }
+        }
+    }
+
+    /// Visits rows in order, from a bound to a key (exclusive), until the visitor returns false.
+    pub(super) fn range(
+        &self,
+        from: Bound<&[u8]>,
+        to: &[u8],
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), FsError> {
+        let bounds = (from, Bound::Excluded(to));
+        let mut changes = self.changes.range::<[u8], _>(bounds).peekable();
+        let empty = Rows::new();
+        let frozen = self.frozen.as_deref().unwrap_or(&empty);
+        let mut frozen = frozen.range::<[u8], _>(bounds).peekable();
+        let mut base = self.base.range::<&[u8]>(bounds)?;
+        let mut base_row = base.next().transpose()?;
+        loop {
+            let c = changes.peek().map(|(k, _)| &k[..]);
+            let f = frozen.peek().map(|(k, _)| &k[..]);
+            let b = base_row.as_ref().map(|(k, _)| k.value());
+            let Some(lowest) = [c, f, b].into_iter().flatten().min() else {
+                return Ok(());
+            };
+            // The newest layer that has the key decides; the older ones skip it.
+            let (in_c, in_f, in_b) = (c == Some(lowest), f == Some(lowest), b == Some(lowest));
+            let go_on = if in_c {
+                match changes.peek() {
+                    Some((k, Some(v))) => visit(k, v),
+                    _ => true,
+                }
+            } else if in_f {
+                match frozen.peek() {
+                    Some((k, Some(v))) => visit(k, v),
+                    _ => true,
+                }
+            } else {
+                base_row.as_ref().is_none_or(|(k, v)| visit(k.value(), v.value()))
+            };
+            if !go_on {
+                return Ok(());
+            }
+            if in_c {
+                changes.next();
+            }
+            if in_f {
+                frozen.next();
+            }
+            if in_b {
+                base_row = base.next().transpose()?;
+            }
+        }
+    }
+
+    /// Bytes of changes since the last checkpoint, about.
+    pub(super) fn changed_bytes(&self) -> usize {
+        self.changed_bytes
+    }
+
+    /// Bytes that the next log record would carry.
+    pub(super) fn unlogged_bytes(&self) -> usize {
+        self.unlogged_bytes
+    }
+
+    /// Takes what the next log record must carry.
+    pub(super) fn take_unlogged(&mut self) -> Vec<Change> {
+        self.unlogged_bytes = 0;
+        std::mem::take(&mut self.unlogged).into_iter().collect()
+    }
+
+    /// Puts back what a failed record carried; newer changes of the same rows stay.
+    pub(super) fn give_back(&mut self, changes: Vec<Change>) {
+        for (key, value) in changes {
+            if !self.unlogged.contains_key(&key) {
+                self.unlogged_bytes += change_size(&key, value.as_deref());
+                self.unlogged.insert(key, value);
+            }
+        }
+    }
+
+    /// Freezes the changes for a checkpoint; `None` while one runs.
+    pub(super) fn freeze(&mut self) -> Option<Arc<Rows>> {
+        if self.frozen.is_some() {
+            return None;
+        }
+        self.changed_bytes = 0;
+        let rows = Arc::new(std::mem::take(&mut self.changes));
+        self.frozen = Some(rows.clone());
+        Some(rows)
+    }
+
+    /// The frozen changes are in the database, which is now this.
+    pub(super) fn thaw(&mut self, base: Base) {
+        self.base = base;
+        self.frozen = None;
+    }
+}
