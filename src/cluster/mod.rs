@@ -1,1 +1,13 @@
 //! The control plane: control store, leases, scheduler, failover. Knows nothing of I/O.
+//!
+//! A [`ControlStore`] holds the records: who is in the cluster, which volumes there are, who holds their copies at which epoch. Every change is
+//! a transaction that compares what it was decided on, so a decision made on old knowledge changes nothing. The [`Catalog`] gives
+//! the records types; every daemon keeps a [`View`] of them, fed by a watch.
+
+mod kv;
+mod memory;
+mod store;
+
+pub use kv::{Answer, Command, Kv};
+pub use memory::MemoryStore;
+pub use store::{Change, Compare, ControlError, ControlStore, Event, LeaseId, Outcome, Revision, Row, Transaction};
