@@ -4,9 +4,22 @@
 //! and the control plane, the API and the simulation use the same functions.
 
 mod failure;
+mod health;
 mod id;
+mod labels;
+mod names;
+mod placement;
 mod record;
+mod size;
 
 pub use failure::{FailureMode, FailureRule, NotWritable};
+pub use health::{Assessment, CopyHealth, CopyState, VolumeHealth, VolumeStatus, assess};
 pub use id::{ClusterId, NodeId, VolumeId};
+pub use labels::{
+    LabelError, Labels, MAX_REPLICAS, NodeLabels, Scope, VolumeLabels, apply as apply_labels,
+    canonical as canonical_labels,
+};
+pub use names::{DEFAULT_NAMESPACE, MAX_NAME, NameError, VolumeRef, check_name};
+pub use placement::{Candidate, Obstacle, PlacementError, Selector, SelectorError, TooFew, Wanted, place};
 pub use record::{Configuration, MountClaim, Node, Volume};
+pub use size::{Bytes, MAX_SIZE, MIN_SIZE, Size, SizeError};
