@@ -4,6 +4,8 @@
 //! a transaction that compares what it was decided on, so a decision made on old knowledge changes nothing. The [`Catalog`] gives
 //! the records types; every daemon keeps a [`View`] of them, fed by a watch.
 
+#[cfg(test)]
+mod conformance;
 mod kv;
 mod memory;
 mod store;
