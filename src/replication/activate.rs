@@ -10,6 +10,7 @@ use super::{
     host::ReplicaHost,
     link::Replica,
     master::{Environment, Master, Options, Parts, over},
+    monitor,
     service::{CopyState, Stamp},
     store::CopyError,
     sync::{Side, SyncError},
@@ -99,6 +100,7 @@ impl Master {
         host.set_master(&master);
         let view = master.view()?;
         master.keep_syncs(&view.configuration.syncing);
+        environment.runtime.spawn(monitor::watch(Arc::downgrade(&master)));
         tracing::info!(%volume, epoch = view.configuration.epoch, copies = view.configuration.in_sync.len(), "master active");
         Ok(master)
     }

@@ -104,6 +104,14 @@ impl Entry {
         Ok(gate)
     }
 
+    /// Whether a change with this stamp would be taken. A fence that is under way is not waited for.
+    pub(super) fn check(&self, stamp: Stamp) -> Result<(), CopyError> {
+        if let Some(gate) = self.gate.try_read() {
+            gate.check(stamp)?;
+        }
+        self.copy.failed().map_or(Ok(()), |why| Err(CopyError::Failed(why)))
+    }
+
     fn note(&self, position: Position, extents: Vec<u64>) -> Result<(), CopyError> {
         let mut tail = self.tail.lock();
         if tail.len() >= MAX_TAIL {

@@ -397,5 +397,12 @@ impl Data for DataServer {
         self.on_device(volume, caller, |master| Ok(master.flush()?)).await
     }
 
+    async fn heartbeat(self, _: Context, stamp: Stamp) -> Result<(), CopyError> {
+        match self.host.open_entry(stamp.volume) {
+            Some(entry) => entry.check(stamp),
+            None => self.on_disk(move |host| host.entry(stamp.volume)?.check(stamp)).await,
+        }
+    }
+
     async fn ping(self, _: Context) {}
 }

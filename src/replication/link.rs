@@ -276,6 +276,12 @@ impl Replica {
         flatten(result, self.deadline)
     }
 
+    pub(super) async fn heartbeat(&self, epoch: u64) -> Result<(), LinkError> {
+        let link = self.link()?;
+        let stamp = self.stamp(&link, epoch);
+        flatten(link.client.heartbeat(within(self.deadline), stamp).await, self.deadline)
+    }
+
     pub(super) async fn repair(&self, epoch: u64, block: u64, data: Payload) -> Result<(), LinkError> {
         let link = self.link()?;
         let stamp = self.stamp(&link, epoch);

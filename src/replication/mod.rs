@@ -24,6 +24,7 @@
 //! read-only. If the control plane does not answer, they wait for it as long. Reads go on in either case.
 //! A call that is repeated after a reconnection cannot meet its first attempt: the fence on the new connection ends the old session,
 //! after whatever of it was being executed.
+//! While nothing is written, a probe twice a second does the same with more patience: a restart of a daemon costs no sync then.
 //! A replica that comes back after its machine restarted, without having been closed, may have lost acknowledged writes that were not
 //! flushed: it counts as failed. A restart of its process alone loses nothing.
 //!
@@ -70,6 +71,7 @@ mod env;
 mod host;
 mod link;
 mod master;
+mod monitor;
 mod range;
 mod remote;
 mod service;

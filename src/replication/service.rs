@@ -185,6 +185,8 @@ pub trait Data {
     async fn device_discard(volume: VolumeId, caller: Caller, block: u64, count: u64) -> Result<(), RemoteError>;
     /// [`crate::block::BlockDevice::flush`].
     async fn device_flush(volume: VolumeId, caller: Caller) -> Result<(), RemoteError>;
+    /// Whether the copy would take a message with this stamp. Answers at once.
+    async fn heartbeat(stamp: Stamp) -> Result<(), CopyError>;
     /// Answers at once: tells a slow call from a dead node.
     async fn ping() -> ();
 }

@@ -179,12 +179,13 @@ pub(super) struct Cluster {
     pub(super) config: Arc<MemoryConfig>,
     pub(super) addresses: Arc<Addresses>,
     pub(super) nodes: Vec<Node>,
+    pub(super) options: Options,
     directory: tempfile::TempDir,
     /// Last: the rest may use it while it is dropped.
     pub(super) runtime: Runtime,
 }
 
-pub(super) fn options() -> Options {
+fn options() -> Options {
     Options {
         replica_deadline: Duration::from_secs(20),
         reconnect_deadline: Duration::from_millis(500),
@@ -251,6 +252,7 @@ impl Cluster {
             config,
             addresses,
             nodes,
+            options: options(),
             directory,
             runtime,
         }
@@ -269,7 +271,7 @@ impl Cluster {
             self.volume,
             &self.nodes[node].host,
             &self.environment(),
-            options(),
+            self.options,
         ));
         self.config.state.lock().formatted = true;
         master.unwrap()

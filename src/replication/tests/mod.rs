@@ -471,7 +471,7 @@ fn a_missing_copy_of_a_formatted_volume_is_never_made_anew() {
         cluster.volume,
         host,
         &cluster.environment(),
-        cluster::options(),
+        cluster.options,
     ));
     assert!(matches!(again, Err(ActivateError::Copy(CopyError::Missing))));
     assert!(cluster.directory().exists());
@@ -575,4 +575,31 @@ fn callers_that_flush_together_share_flushes() {
     assert!(started.elapsed() < LONG);
     assert!(master.stats().snapshot().flushes <= 80);
     cluster.assert_identical(&master);
+}
+
+#[test]
+fn an_idle_volume_notices_a_dead_replica_and_a_new_master() {
+    let mut cluster = Cluster::new(3, 0, FailureMode::AlwaysOn);
+    cluster.options.replica_deadline = Duration::from_millis(300);
+    let old = cluster.activate(0);
+    cluster.kill(2);
+    eventually("the replica leaves", || !cluster.is_in_sync(2));
+    let heir = cluster.nodes[1].id;
+    cluster.reconfigure(|configuration| configuration.master = Some(heir));
+    let new = cluster.activate(1);
+    eventually("the old master ends", || old.stopped().is_cancelled());
+    put(&*new, 1, 1, 1).unwrap();
+}
+
+#[test]
+fn an_idle_replica_that_restarts_stays_in_sync() {
+    let mut cluster = Cluster::new(2, 0, FailureMode::AlwaysOn);
+    let master = cluster.activate(0);
+    put(&*master, 1, 1, 1).unwrap();
+    cluster.kill(1);
+    thread::sleep(Duration::from_millis(700));
+    cluster.restart(1);
+    put(&*master, 2, 2, 1).unwrap();
+    assert!(cluster.is_in_sync(1));
+    assert_eq!(cluster.block_of(1, 2), vec![2; BLOCK_SIZE]);
 }
