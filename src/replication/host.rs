@@ -21,10 +21,13 @@ use std::{
     sync::Arc,
 };
 use tarpc::context::Context;
-use tokio::task;
+use tokio::{sync::Semaphore, task};
 
 /// Requests of one connection handled at once.
 const MAX_REQUESTS: usize = 256;
+/// Device calls from other nodes that may wait on blocking threads at once, for instance while a volume is suspended: so many
+/// that threads are left for the calls that end the suspension.
+const MAX_DEVICE_CALLS: usize = 128;
 
 type Slot = Arc<Mutex<Option<Arc<Entry>>>>;
 
@@ -34,6 +37,7 @@ pub struct ReplicaHost {
     copies: Arc<dyn Copies>,
     entries: Mutex<HashMap<VolumeId, Slot>>,
     masters: Mutex<HashMap<VolumeId, Arc<Master>>>,
+    device_calls: Arc<Semaphore>,
 }
 
 impl ReplicaHost {
@@ -45,6 +49,7 @@ impl ReplicaHost {
             copies,
             entries: Mutex::default(),
             masters: Mutex::default(),
+            device_calls: Arc::new(Semaphore::new(MAX_DEVICE_CALLS)),
         })
     }
 
@@ -212,7 +217,10 @@ impl DataServer {
         work: impl FnOnce(&Master) -> Result<T, RemoteError> + Send + 'static,
     ) -> Result<T, RemoteError> {
         let master = self.host.master(volume).ok_or(RemoteError::NotMaster)?;
+        // Held by the thread: it goes on when the caller gives up. The semaphore is never closed.
+        let place = Arc::clone(&self.host.device_calls).acquire_owned().await;
         task::spawn_blocking(move || {
+            let _place = place;
             let _gate = master.enter_remote(caller)?;
             work(&master)
         })

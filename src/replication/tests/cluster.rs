@@ -67,6 +67,8 @@ pub(super) struct Faulty {
     disk: Arc<DiskCopies>,
     /// Writes fail.
     pub(super) full: Arc<AtomicBool>,
+    /// Writes wait.
+    pub(super) stalled: Arc<AtomicBool>,
     /// Copies that are opened look as after a power loss.
     pub(super) rebooted: AtomicBool,
 }
@@ -74,6 +76,7 @@ pub(super) struct Faulty {
 struct FaultyCopy {
     copy: Arc<dyn Copy>,
     full: Arc<AtomicBool>,
+    stalled: Arc<AtomicBool>,
 }
 
 impl Copy for FaultyCopy {
@@ -90,6 +93,7 @@ impl Copy for FaultyCopy {
         if self.full.load(Ordering::SeqCst) {
             return Err(CopyError::NoSpace("the test says so".to_owned()));
         }
+        eventually("the disk goes on", || !self.stalled.load(Ordering::SeqCst));
         self.copy.write(epoch, writes, flush)
     }
     fn read(&self, block: u64, buffer: &mut [u8]) -> Result<(), CopyError> {
@@ -138,6 +142,7 @@ impl Faulty {
         Arc::new(FaultyCopy {
             copy,
             full: Arc::clone(&self.full),
+            stalled: Arc::clone(&self.stalled),
         })
     }
 }
@@ -210,6 +215,7 @@ impl Cluster {
                 let faults = Arc::new(Faulty {
                     disk: DiskCopies::new(&path).unwrap(),
                     full: Arc::default(),
+                    stalled: Arc::default(),
                     rebooted: AtomicBool::new(false),
                 });
                 let mut node = Node {
@@ -267,6 +273,10 @@ impl Cluster {
     }
 
     pub(super) fn activate(&self, node: usize) -> Arc<Master> {
+        self.try_activate(node).unwrap()
+    }
+
+    pub(super) fn try_activate(&self, node: usize) -> Result<Arc<Master>, ActivateError> {
         let master = self.runtime.block_on(Master::activate(
             self.volume,
             &self.nodes[node].host,
@@ -274,7 +284,7 @@ impl Cluster {
             self.options,
         ));
         self.config.state.lock().formatted = true;
-        master.unwrap()
+        master
     }
 
     pub(super) fn state(&self) -> VolumeState {
@@ -331,12 +341,16 @@ impl Cluster {
 
     /// Puts a node's copy among those to be synced, and tells the master.
     pub(super) fn sync(&self, master: &Master, node: usize) {
+        self.try_sync(master, node).unwrap();
+    }
+
+    pub(super) fn try_sync(&self, master: &Master, node: usize) -> Result<(), DeviceError> {
         let id = self.nodes[node].id;
         self.reconfigure(|configuration| {
             configuration.lost.remove(&id);
             configuration.syncing.insert(id);
         });
-        self.tell(master).unwrap();
+        self.tell(master)
     }
 
     /// The file with a copy's blocks.

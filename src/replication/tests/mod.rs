@@ -1,6 +1,7 @@
 //! The promises of replication, on several nodes in one process.
 
 mod cluster;
+mod faults;
 
 use super::{store::ZERO_SUM, *};
 use crate::{
@@ -602,4 +603,41 @@ fn an_idle_replica_that_restarts_stays_in_sync() {
     put(&*master, 2, 2, 1).unwrap();
     assert!(cluster.is_in_sync(1));
     assert_eq!(cluster.block_of(1, 2), vec![2; BLOCK_SIZE]);
+}
+
+#[test]
+fn a_slow_replica_is_left_out_at_its_deadline_and_its_late_write_changes_nothing() {
+    let mut cluster = Cluster::new(2, 0, FailureMode::AlwaysOn);
+    cluster.options.replica_deadline = Duration::from_millis(300);
+    let master = cluster.activate(0);
+    // Cold extents, so that the write waits on a thread that may.
+    let stalled = &cluster.nodes[1].faults.stalled;
+    stalled.store(true, Ordering::SeqCst);
+    put(&*master, 1, 1, 1).unwrap();
+    assert!(!cluster.is_in_sync(1));
+    put(&*master, 1, 2, 1).unwrap();
+    // The sync cannot begin before the late write has ended.
+    cluster.sync(&master, 1);
+    stalled.store(false, Ordering::SeqCst);
+    eventually("in sync", || cluster.joined(&master, 1));
+    assert_eq!(cluster.block_of(1, 1), vec![2; BLOCK_SIZE]);
+    cluster.assert_identical(&master);
+}
+
+#[test]
+fn suspended_remote_writes_leave_room_for_what_ends_the_suspension() {
+    let mut cluster = Cluster::new(2, 1, FailureMode::Hard);
+    let master = cluster.activate(0);
+    let device = remote(&cluster, 2, 1).unwrap();
+    cluster.kill(1);
+    thread::scope(|scope| {
+        for block in 0..40 {
+            let device = &device;
+            scope.spawn(move || put(device, block, 1, 1).unwrap());
+        }
+        eventually("suspended", || master.status().blocked.is_some());
+        cluster.restart(1);
+        cluster.sync(&master, 1);
+    });
+    cluster.assert_identical(&master);
 }
