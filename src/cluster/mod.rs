@@ -4,12 +4,22 @@
 //! a transaction that compares what it was decided on, so a decision made on old knowledge changes nothing. The [`Catalog`] gives
 //! the records types; every daemon keeps a [`View`] of them, fed by a watch.
 
+<<<<<<< HEAD
 #[cfg(test)]
 mod conformance;
+=======
+mod catalog;
+#[cfg(test)]
+mod catalog_tests;
+>>>>>>> 70295a0 (Catalog: typed operations on the control store, and a view that follows it)
 mod kv;
 mod memory;
+mod records;
 mod store;
+mod view;
 
+pub use catalog::{Catalog, CatalogError, NewVolume, VolumeChange, candidates};
 pub use kv::{Answer, Command, Kv};
 pub use memory::MemoryStore;
 pub use store::{Change, Compare, ControlError, ControlStore, Event, LeaseId, Outcome, Revision, Row, Transaction};
+pub use view::View;

@@ -21,5 +21,5 @@ pub use labels::{
 };
 pub use names::{DEFAULT_NAMESPACE, MAX_NAME, NameError, VolumeRef, check_name};
 pub use placement::{Candidate, Obstacle, PlacementError, Selector, SelectorError, TooFew, Wanted, place};
-pub use record::{Configuration, MountClaim, Node, Volume};
+pub use record::{Configuration, MountClaim, Namespace, Node, Volume};
 pub use size::{Bytes, MAX_SIZE, MIN_SIZE, Size, SizeError};

@@ -131,3 +131,19 @@ pub struct Node {
     /// When the node first joined.
     pub created_at: Timestamp,
 }
+
+/// A namespace, as the control store keeps it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Namespace {
+    /// Unique in the cluster.
+    pub name: String,
+    /// Free text for lists.
+    pub display_name: String,
+    /// Free text.
+    pub description: String,
+    /// The user's labels.
+    pub labels: BTreeMap<String, String>,
+    /// When it was created.
+    pub created_at: Timestamp,
+}
