@@ -4,14 +4,11 @@
 //! a transaction that compares what it was decided on, so a decision made on old knowledge changes nothing. The [`Catalog`] gives
 //! the records types; every daemon keeps a [`View`] of them, fed by a watch.
 
-<<<<<<< HEAD
-#[cfg(test)]
-mod conformance;
-=======
 mod catalog;
 #[cfg(test)]
 mod catalog_tests;
->>>>>>> 70295a0 (Catalog: typed operations on the control store, and a view that follows it)
+#[cfg(test)]
+mod conformance;
 mod kv;
 mod memory;
 mod records;
