@@ -10,6 +10,7 @@ mod catalog_tests;
 #[cfg(test)]
 mod conformance;
 mod kv;
+mod liveness;
 mod memory;
 mod records;
 mod store;
@@ -17,6 +18,7 @@ mod view;
 
 pub use catalog::{Catalog, CatalogError, NewVolume, VolumeChange, candidates};
 pub use kv::{Answer, Command, Kv};
+pub use liveness::keep_node_alive;
 pub use memory::MemoryStore;
 pub use store::{Change, Compare, ControlError, ControlStore, Event, LeaseId, Outcome, Revision, Row, Transaction};
 pub use view::View;

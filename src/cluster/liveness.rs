@@ -1,0 +1,75 @@
+//! How a node says that it is alive: a key that goes with a lease, which the node keeps.
+
+use super::catalog::Catalog;
+use super::store::{ControlError, LeaseId};
+use crate::volume::NodeId;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+/// Pause after the control store did not answer.
+const RETRY: Duration = Duration::from_millis(250);
+
+/// Keeps the node's lease, and its key in the store, until `stop`; then gives the lease back, so that the others need not wait for
+/// it to run out. A lease that was lost (a long pause of this process, a control plane that was away) is taken anew.
+pub async fn keep_node_alive(catalog: Catalog, node: NodeId, ttl: Duration, stop: CancellationToken) {
+    let mut held = None;
+    loop {
+        let wait = match beat(&catalog, node, ttl, &mut held).await {
+            Ok(()) => ttl / 4,
+            Err(error) => {
+                tracing::debug!(%error, "this node's lease could not be kept; trying again");
+                RETRY
+            }
+        };
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = stop.cancelled() => break,
+        }
+    }
+    if let Some(lease) = held {
+        // Best effort: it runs out by itself.
+        let _ = tokio::time::timeout(ttl, catalog.store().revoke(lease)).await;
+    }
+}
+
+async fn beat(catalog: &Catalog, node: NodeId, ttl: Duration, held: &mut Option<LeaseId>) -> Result<(), ControlError> {
+    if let Some(lease) = *held {
+        if catalog.store().keep_alive(lease).await? {
+            return Ok(());
+        }
+        tracing::warn!("this node's lease had run out; taking a new one");
+        *held = None;
+    }
+    let lease = catalog.store().grant(ttl).await?;
+    let unavailable = |e: super::CatalogError| ControlError::Unavailable(e.to_string());
+    if catalog.set_live(node, lease).await.map_err(unavailable)? {
+        *held = Some(lease);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::MemoryStore;
+    use std::sync::Arc;
+
+    #[tokio::test]
+    async fn a_node_is_alive_while_its_lease_is_kept_and_says_goodbye() {
+        let catalog = Catalog::new(Arc::new(MemoryStore::default()));
+        let node = NodeId::from_bytes([1; 16]);
+        let (stop, watching) = (CancellationToken::new(), CancellationToken::new());
+        let mut view = catalog.watch(watching.clone());
+        let ttl = Duration::from_secs(60);
+        let keeper = tokio::spawn(keep_node_alive(catalog.clone(), node, ttl, stop.clone()));
+        let deadline = Duration::from_secs(30);
+        let seen = view.wait_for(|view| view.live.contains(&node));
+        tokio::time::timeout(deadline, seen).await.unwrap().unwrap();
+        stop.cancel();
+        keeper.await.unwrap();
+        // Long before the lease would have run out.
+        let gone = view.wait_for(|view| !view.live.contains(&node));
+        tokio::time::timeout(deadline, gone).await.unwrap().unwrap();
+        watching.cancel();
+    }
+}
