@@ -1,0 +1,379 @@
+//! What the controller does next: a pure function of the records and of who lives.
+//!
+//! | the volume's state | step |
+//! | --- | --- |
+//! | the master's node is dead, an in-sync copy is on a live node | one of those becomes master, the dead one is lost |
+//! | the master's node is dead, no in-sync copy is on a live node | none: a copy that is out of date is never promoted |
+//! | an in-sync or syncing replica's node is dead for `drop_after` | the copy is lost (the master usually saw it first) |
+//! | fewer copies than wanted, a lost one's node lives | it syncs again, the one lost last first |
+//! | fewer copies than wanted, none of the lost may still return in time | a copy is placed on another node and syncs; it takes the place of the one that was lost first |
+//! | more copies than wanted | syncing ones are removed, then lost ones, then in-sync replicas, never the master |
+//! | the number of replicas in place is not what the record says | it is corrected |
+//! | mounted on a node that is dead for `grace` | the claim is released |
+//!
+//! One step a volume at a time, the first that applies; the next call sees its result. Each step is a compare-and-swap on the epoch it
+//! was decided at, so that a late or second controller changes nothing.
+//!
+//! A node is live (it holds its lease), dead (it lost it, and [`Facts::dead_since`] says when) or unknown: not seen alive since this
+//! daemon started, for instance when the whole cluster is starting. Nothing is decided against an unknown node.
+
+use super::view::View;
+use crate::volume::{
+    Candidate, Configuration, Labels, NodeId, NodeLabels, Volume, VolumeId, VolumeLabels, Wanted, place,
+};
+use jiff::Timestamp;
+use rand::{Rng, SeedableRng, rngs::SmallRng, seq::IteratorRandom};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    time::Duration,
+};
+
+/// How long the controller waits before it acts.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// Before a lost copy is replaced elsewhere, and before a dead node's mounts are released: a restart is cheaper to wait for.
+    pub grace: Duration,
+    /// Beyond its lease, before a dead replica is dropped: its master, which sees more, should do it.
+    pub drop_after: Duration,
+    /// Before a lost copy syncs again, so that one that fails at once does not change the configuration all the time.
+    pub retry: Duration,
+    /// After this daemon's start, before a node that it never saw alive counts as dead.
+    pub settle: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            grace: Duration::from_secs(60),
+            drop_after: Duration::from_secs(3),
+            retry: Duration::from_secs(2),
+            settle: Duration::from_secs(10),
+        }
+    }
+}
+
+/// What the plan is made from.
+#[derive(Clone, Copy, Debug)]
+pub struct Facts<'a> {
+    /// The records, and the nodes that hold their lease.
+    pub view: &'a View,
+    /// When nodes lost it.
+    pub dead_since: &'a BTreeMap<NodeId, Timestamp>,
+    /// Now, by the same clock.
+    pub now: Timestamp,
+}
+
+/// What a change of a configuration is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// A new master for one that died.
+    Promote {
+        /// The old one.
+        from: NodeId,
+        /// The new one.
+        to: NodeId,
+    },
+    /// A copy whose node died.
+    Drop(NodeId),
+    /// A lost copy whose node is back.
+    Resync(NodeId),
+    /// A new copy, and the lost one that it replaces.
+    Add {
+        /// Where.
+        node: NodeId,
+        /// Whose place it takes.
+        instead: Option<NodeId>,
+    },
+    /// A copy more than wanted.
+    Remove(NodeId),
+    /// Replicas that count as having been in place.
+    Count(u8),
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Promote { from, to } => write!(f, "node {from} of the master is dead, {to} takes over"),
+            Self::Drop(node) => write!(f, "node {node} of a replica is dead"),
+            Self::Resync(node) => write!(f, "node {node} is back, its copy syncs"),
+            Self::Add { node, instead: None } => write!(f, "a new copy on node {node}"),
+            Self::Add {
+                node,
+                instead: Some(lost),
+            } => write!(f, "a new copy on node {node} instead of the lost one on {lost}"),
+            Self::Remove(node) => write!(f, "more copies than wanted, the one on node {node} goes"),
+            Self::Count(replicas) => write!(f, "{replicas} replicas are in place"),
+        }
+    }
+}
+
+/// Something to do, by compare-and-swap.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Replace a configuration if its epoch is the expected one.
+    Change {
+        /// The volume.
+        volume: VolumeId,
+        /// The epoch it was decided at.
+        expected_epoch: u64,
+        /// The new configuration, at the next epoch.
+        new: Configuration,
+        /// What for.
+        step: Step,
+    },
+    /// Release a mount claim, if this node still has it.
+    Release {
+        /// The volume.
+        volume: VolumeId,
+        /// The dead node.
+        node: NodeId,
+    },
+}
+
+/// What to do now: at most one change of each volume's configuration and one release. Empty: all is as wanted, or nothing can be done.
+#[must_use]
+pub fn plan(facts: &Facts<'_>, timing: &Timing, seed: u64) -> Vec<Action> {
+    let mut rng = SmallRng::seed_from_u64(seed);
+    let mut actions = Vec::new();
+    // Copies that each node holds, those of this plan included, so that new ones do not all go to the same node.
+    let mut held = held(facts.view);
+    for volume in facts.view.volumes.values() {
+        let mut planner = Planner {
+            facts,
+            timing,
+            rng: &mut rng,
+            held: &held,
+            volume,
+            labels: VolumeLabels::of(&volume.labels),
+        };
+        if let Some(node) = planner.stale_mount() {
+            actions.push(Action::Release {
+                volume: volume.id,
+                node,
+            });
+        }
+        if let Some((step, new)) = planner.step() {
+            if let Step::Add { node, .. } = &step {
+                *held.entry(*node).or_default() += 1;
+            }
+            actions.push(Action::Change {
+                volume: volume.id,
+                expected_epoch: volume.configuration.epoch,
+                new,
+                step,
+            });
+        }
+    }
+    actions
+}
+
+fn held(view: &View) -> BTreeMap<NodeId, usize> {
+    let mut held = BTreeMap::new();
+    for configuration in view.volumes.values().map(|v| &v.configuration) {
+        for node in configuration.in_sync.iter().chain(&configuration.syncing) {
+            *held.entry(*node).or_default() += 1;
+        }
+    }
+    held
+}
+
+struct Planner<'a> {
+    facts: &'a Facts<'a>,
+    timing: &'a Timing,
+    rng: &'a mut SmallRng,
+    held: &'a BTreeMap<NodeId, usize>,
+    volume: &'a Volume,
+    labels: VolumeLabels,
+}
+
+impl Planner<'_> {
+    fn live(&self, node: &NodeId) -> bool {
+        self.facts.view.live.contains(node)
+    }
+
+    /// Whether the node is known to be dead for as long.
+    fn dead_for(&self, node: &NodeId, time: Duration) -> bool {
+        !self.live(node)
+            && self
+                .facts
+                .dead_since
+                .get(node)
+                .is_some_and(|since| passed(*since, self.facts.now, time))
+    }
+
+    fn stale_mount(&self) -> Option<NodeId> {
+        let node = self.volume.mount.as_ref()?.node;
+        self.dead_for(&node, self.timing.grace).then_some(node)
+    }
+
+    /// The first step of the table that applies, and the configuration after it.
+    fn step(&mut self) -> Option<(Step, Configuration)> {
+        let mut new = self.volume.configuration.clone();
+        let master = new.master?;
+        let step = if self.live(&master) {
+            self.drop_dead(&mut new, master)
+                .or_else(|| self.surplus(&mut new, master))
+                .or_else(|| self.missing(&mut new))
+                .or_else(|| self.miscounted(&new))
+        } else if self.dead_for(&master, Duration::ZERO) {
+            self.promote(&mut new, master)
+        } else {
+            None
+        }?;
+        new.epoch = new.epoch.checked_add(1)?;
+        new.established = self.established(&new);
+        debug_assert!(new.check(), "{step}: {new:?}");
+        Some((step, new))
+    }
+
+    fn promote(&mut self, new: &mut Configuration, from: NodeId) -> Option<Step> {
+        let able = new.in_sync.iter().filter(|node| self.facts.view.live.contains(node));
+        let to = *able.choose(self.rng)?;
+        new.in_sync.remove(&from);
+        new.lost.insert(from, self.facts.now);
+        new.master = Some(to);
+        Some(Step::Promote { from, to })
+    }
+
+    fn drop_dead(&self, new: &mut Configuration, master: NodeId) -> Option<Step> {
+        let node = *new
+            .in_sync
+            .iter()
+            .chain(&new.syncing)
+            .find(|node| **node != master && self.dead_for(node, self.timing.drop_after))?;
+        new.in_sync.remove(&node);
+        new.syncing.remove(&node);
+        new.lost.insert(node, self.facts.now);
+        Some(Step::Drop(node))
+    }
+
+    /// Copies wanted, the master's included.
+    fn wanted(&self) -> usize {
+        usize::from(self.labels.replicas) + 1
+    }
+
+    fn surplus(&mut self, new: &mut Configuration, master: NodeId) -> Option<Step> {
+        let useful = new.in_sync.len() + new.syncing.len();
+        let node = if useful > self.wanted() && !new.syncing.is_empty() {
+            // A dead one first: it is the furthest from being of use.
+            *new.syncing
+                .iter()
+                .min_by_key(|node| (self.live(node), self.rank(node)))?
+        } else if useful >= self.wanted() && !new.lost.is_empty() {
+            *new.lost.iter().min_by_key(|(_, at)| **at)?.0
+        } else if useful > self.wanted() {
+            let replicas = new.in_sync.iter().filter(|node| **node != master);
+            *replicas.min_by_key(|node| (self.live(node), self.rank(node)))?
+        } else {
+            return None;
+        };
+        new.in_sync.remove(&node);
+        new.syncing.remove(&node);
+        new.lost.remove(&node);
+        Some(Step::Remove(node))
+    }
+
+    /// Which node should rather be without the copy: drained and cordoned ones first, then the fullest.
+    fn rank(&self, node: &NodeId) -> impl Ord + use<> {
+        let record = self.facts.view.nodes.get(node);
+        record.map(|n| (!n.drained, !n.cordoned, n.free))
+    }
+
+    fn missing(&mut self, new: &mut Configuration) -> Option<Step> {
+        let missing = self.wanted().checked_sub(new.in_sync.len() + new.syncing.len())?;
+        if missing == 0 {
+            return None;
+        }
+        let back = new
+            .lost
+            .iter()
+            .filter(|(node, _)| self.live(node) && self.may_hold(node));
+        if let Some((node, at)) = back.max_by_key(|(_, at)| **at) {
+            let (node, at) = (*node, *at);
+            if passed(at, self.facts.now, self.timing.retry) {
+                new.lost.remove(&node);
+                new.syncing.insert(node);
+                return Some(Step::Resync(node));
+            }
+        }
+        if missing <= new.lost.keys().filter(|node| self.may_return(node)).count() {
+            return None;
+        }
+        let node = self.place_one(new)?;
+        let instead = if new.in_sync.len() + new.syncing.len() + new.lost.len() >= self.wanted() {
+            let gone = new.lost.iter().filter(|(node, _)| !self.may_return(node));
+            gone.min_by_key(|(_, at)| **at).map(|(node, _)| *node)
+        } else {
+            None
+        };
+        if let Some(lost) = instead {
+            new.lost.remove(&lost);
+        }
+        new.syncing.insert(node);
+        Some(Step::Add { node, instead })
+    }
+
+    /// Whether the node may have copies at all, whatever its state.
+    fn may_hold(&self, node: &NodeId) -> bool {
+        let of = |labels: &Labels| !NodeLabels::of(labels).compute_only;
+        let record = self.facts.view.nodes.get(node);
+        record.is_some_and(|node| !node.drained && of(&node.labels))
+    }
+
+    /// Whether it is worth waiting for the lost copy on a node.
+    fn may_return(&self, node: &NodeId) -> bool {
+        self.may_hold(node) && !self.dead_for(node, self.timing.grace)
+    }
+
+    fn place_one(&mut self, new: &Configuration) -> Option<NodeId> {
+        let holders: BTreeSet<NodeId> = new
+            .in_sync
+            .iter()
+            .chain(&new.syncing)
+            .chain(new.lost.keys())
+            .copied()
+            .collect();
+        let candidates: Vec<_> = self
+            .facts
+            .view
+            .nodes
+            .values()
+            .map(|node| Candidate {
+                node,
+                alive: self.live(&node.id),
+                copies: self.held.get(&node.id).copied().unwrap_or(0),
+            })
+            .collect();
+        let wanted = Wanted {
+            copies: 1,
+            holders: &holders,
+            selector: &self.volume.node_selector,
+            hint: None,
+        };
+        // No node to place it on is no error here: the next call tries again.
+        place(&wanted, &candidates, self.rng.random()).ok()?.first().copied()
+    }
+
+    /// Replicas that count as having been in place: a raised label does not make a loss of what was never there, a lowered one forgets.
+    fn established(&self, new: &Configuration) -> u8 {
+        new.established.max(new.replicas_in_sync()).min(self.labels.replicas)
+    }
+
+    fn miscounted(&self, new: &Configuration) -> Option<Step> {
+        let established = self.established(new);
+        (established != new.established).then_some(Step::Count(established))
+    }
+}
+
+/// Whether `time` has passed since `since`. A time stamp of the future (another node's clock) has: waiting for it could take for ever.
+fn passed(since: Timestamp, now: Timestamp, time: Duration) -> bool {
+    match Duration::try_from(now.duration_since(since)) {
+        Ok(elapsed) => elapsed >= time,
+        Err(_) => true,
+    }
+}
+
+#[cfg(test)]
+#[path = "plan_tests.rs"]
+mod tests;

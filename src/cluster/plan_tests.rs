@@ -1,0 +1,326 @@
+//! The plan's table, row by row, and its properties for every cluster.
+
+use super::*;
+use crate::volume::{MountClaim, Node};
+use proptest::prelude::*;
+use std::sync::Arc;
+
+fn id(n: u8) -> NodeId {
+    NodeId::from_bytes([n; 16])
+}
+
+fn ids(of: &[u8]) -> BTreeSet<NodeId> {
+    of.iter().copied().map(id).collect()
+}
+
+fn at(seconds: i64) -> Timestamp {
+    Timestamp::from_second(seconds).unwrap()
+}
+
+/// Now, in every test.
+const NOW: i64 = 1000;
+
+#[derive(Debug)]
+struct World {
+    view: View,
+    dead_since: BTreeMap<NodeId, Timestamp>,
+}
+
+impl World {
+    /// Nodes 1 to `nodes`, those in `dead` dead for as many seconds; one volume.
+    fn new(nodes: u8, dead: &[(u8, i64)], replicas: u8, in_sync: &[u8], syncing: &[u8], lost: &[(u8, i64)]) -> Self {
+        let node = |n| Node {
+            id: id(n),
+            name: format!("n{n}"),
+            address: String::new(),
+            labels: Labels::new(),
+            cordoned: false,
+            drained: false,
+            capacity: 100,
+            free: 100,
+            version: String::new(),
+            created_at: at(0),
+        };
+        let volume = Volume {
+            id: VolumeId::from_bytes([0; 16]),
+            namespace: "default".into(),
+            name: "v".into(),
+            description: String::new(),
+            size: 1 << 30,
+            labels: Labels::from([("storageos.com/replicas".into(), replicas.to_string())]),
+            node_selector: String::new(),
+            configuration: Configuration {
+                epoch: 7,
+                master: in_sync.first().copied().map(id),
+                in_sync: ids(in_sync),
+                syncing: ids(syncing),
+                lost: lost.iter().map(|(n, ago)| (id(*n), at(NOW - ago))).collect(),
+                established: replicas,
+            },
+            formatted: true,
+            mount: None,
+            mounts: 0,
+            created_at: at(0),
+        };
+        Self {
+            view: View {
+                volumes: BTreeMap::from([(volume.id, Arc::new(volume))]),
+                nodes: (1..=nodes).map(|n| (id(n), Arc::new(node(n)))).collect(),
+                live: (1..=nodes)
+                    .filter(|n| dead.iter().all(|(d, _)| d != n))
+                    .map(id)
+                    .collect(),
+                ..View::default()
+            },
+            dead_since: dead.iter().map(|(n, ago)| (id(*n), at(NOW - ago))).collect(),
+        }
+    }
+
+    fn plan(&self, seed: u64) -> Vec<Action> {
+        let facts = Facts {
+            view: &self.view,
+            dead_since: &self.dead_since,
+            now: at(NOW),
+        };
+        plan(&facts, &Timing::default(), seed)
+    }
+
+    fn volume(&mut self) -> &mut Volume {
+        Arc::make_mut(self.view.volumes.values_mut().next().unwrap())
+    }
+
+    fn node(&mut self, n: u8) -> &mut Node {
+        Arc::make_mut(self.view.nodes.get_mut(&id(n)).unwrap())
+    }
+
+    /// The only step, if there is one; checks what holds for all.
+    fn step(&self, seed: u64) -> Option<(Step, Configuration)> {
+        let actions = self.plan(seed);
+        assert!(actions.len() <= 1, "{actions:?}");
+        let Action::Change {
+            expected_epoch,
+            new,
+            step,
+            ..
+        } = actions.into_iter().next()?
+        else {
+            panic!("a release without a mount")
+        };
+        assert_eq!((expected_epoch, new.epoch), (7, 8));
+        assert!(new.check());
+        Some((step, new))
+    }
+}
+
+#[test]
+fn a_dead_masters_in_sync_replica_takes_over_at_once() {
+    let world = World::new(4, &[(1, 0)], 2, &[1, 2, 3], &[4], &[]);
+    let mut chosen = BTreeSet::new();
+    for seed in 0..32 {
+        let (step, new) = world.step(seed).unwrap();
+        let to = new.master.unwrap();
+        assert_eq!(step, Step::Promote { from: id(1), to });
+        assert_eq!(new.in_sync, ids(&[2, 3]));
+        assert_eq!(new.lost[&id(1)], at(NOW));
+        chosen.insert(to);
+    }
+    assert_eq!(chosen, ids(&[2, 3]), "a random one of those in sync");
+}
+
+#[test]
+fn a_copy_that_is_out_of_date_is_never_promoted() {
+    let world = World::new(4, &[(1, 500), (2, 500)], 2, &[1, 2], &[3], &[(4, 400)]);
+    assert_eq!(world.step(0), None);
+}
+
+#[test]
+fn nothing_is_decided_against_a_node_that_was_not_seen_yet() {
+    let mut world = World::new(3, &[(1, 0)], 1, &[1, 2], &[], &[]);
+    world.dead_since.clear();
+    assert_eq!(world.step(0), None);
+}
+
+#[test]
+fn a_dead_replica_is_left_to_its_master_for_a_moment_and_then_lost() {
+    let dead = |ago| World::new(3, &[(2, ago)], 1, &[1, 2], &[], &[]).step(0);
+    assert_eq!(dead(2), None);
+    let (step, new) = dead(3).unwrap();
+    assert_eq!(step, Step::Drop(id(2)));
+    assert_eq!((new.master, new.in_sync, new.established), (Some(id(1)), ids(&[1]), 1));
+    assert!(new.lost.contains_key(&id(2)));
+    let syncing = World::new(3, &[(2, 3)], 1, &[1], &[2], &[]);
+    assert_eq!(syncing.step(0).unwrap().0, Step::Drop(id(2)));
+}
+
+#[test]
+fn a_lost_copy_syncs_again_when_its_node_is_back() {
+    let world = World::new(4, &[], 1, &[1], &[], &[(2, 300), (3, 200)]);
+    let (step, new) = world.step(0).unwrap();
+    assert_eq!(step, Step::Resync(id(3)), "the one lost last differs least");
+    assert_eq!((new.syncing, new.lost.len()), (ids(&[3]), 1));
+    let failed_just_now = World::new(3, &[], 1, &[1], &[], &[(2, 1)]);
+    assert_eq!(failed_just_now.step(0), None);
+    let from_the_future = World::new(3, &[], 1, &[1], &[], &[(2, -5000)]);
+    assert_eq!(from_the_future.step(0).unwrap().0, Step::Resync(id(2)));
+}
+
+#[test]
+fn a_copy_that_does_not_return_in_time_is_replaced() {
+    let lost = |nodes, ago| World::new(nodes, &[(2, ago)], 1, &[1], &[], &[(2, ago)]).step(0);
+    assert_eq!(lost(3, 59), None);
+    let (step, new) = lost(3, 60).unwrap();
+    let instead = Some(id(2));
+    assert_eq!(step, Step::Add { node: id(3), instead });
+    assert_eq!((new.syncing, new.lost.len()), (ids(&[3]), 0));
+    assert_eq!(lost(2, 60), None, "there is no other node: the stale copy is kept");
+}
+
+#[test]
+fn a_raised_number_of_replicas_is_filled_one_by_one() {
+    let mut world = World::new(3, &[], 2, &[1], &[], &[]);
+    world.volume().configuration.established = 0;
+    let (step, new) = world.step(0).unwrap();
+    assert!(matches!(step, Step::Add { instead: None, .. }), "{step}");
+    assert_eq!((new.syncing.len(), new.established), (1, 0));
+    world.volume().configuration.syncing = ids(&[2]);
+    assert!(matches!(world.step(0).unwrap().0, Step::Add { node, .. } if node == id(3)));
+}
+
+#[test]
+fn a_lowered_number_removes_syncing_then_lost_then_in_sync_copies() {
+    let step = |replicas, in_sync: &[u8], syncing: &[u8], lost: &[(u8, i64)]| {
+        World::new(6, &[], replicas, in_sync, syncing, lost)
+            .step(1)
+            .map(|(step, _)| step)
+    };
+    assert_eq!(step(1, &[1, 2], &[3], &[(4, 5)]), Some(Step::Remove(id(3))));
+    assert_eq!(step(1, &[1, 2], &[], &[(4, 5)]), Some(Step::Remove(id(4))));
+    assert_eq!(step(0, &[1, 2], &[], &[]), Some(Step::Remove(id(2))));
+    assert_eq!(step(0, &[1], &[], &[]), None);
+    let mut world = World::new(6, &[], 1, &[1, 2], &[], &[]);
+    world.volume().configuration.established = 3;
+    assert_eq!(world.step(0).unwrap().0, Step::Count(1));
+    // A copy on a drained node goes before others.
+    let mut world = World::new(6, &[], 1, &[1, 2, 3], &[], &[]);
+    world.node(3).drained = true;
+    assert_eq!(world.step(0).unwrap().0, Step::Remove(id(3)));
+}
+
+#[test]
+fn nodes_that_may_not_hold_copies_get_none() {
+    let mut world = World::new(3, &[], 1, &[1], &[], &[(2, 100)]);
+    world.node(2).drained = true;
+    let instead = Some(id(2));
+    assert_eq!(world.step(0).unwrap().0, Step::Add { node: id(3), instead });
+    world.node(3).cordoned = true;
+    assert_eq!(world.step(0), None);
+}
+
+#[test]
+fn new_copies_of_one_plan_are_spread() {
+    let mut world = World::new(5, &[], 1, &[1], &[], &[]);
+    let first = world.volume().clone();
+    world.view.volumes = (0..4)
+        .map(|n| {
+            let id = VolumeId::from_bytes([n; 16]);
+            (id, Arc::new(Volume { id, ..first.clone() }))
+        })
+        .collect();
+    let used: BTreeSet<NodeId> = world
+        .plan(0)
+        .into_iter()
+        .map(|action| match action {
+            Action::Change {
+                step: Step::Add { node, .. },
+                ..
+            } => node,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(used, ids(&[2, 3, 4, 5]));
+}
+
+#[test]
+fn the_mounts_of_a_dead_node_are_released_after_the_grace_time() {
+    let mut world = World::new(3, &[(3, 59)], 1, &[1, 2], &[], &[]);
+    world.volume().mount = Some(MountClaim {
+        node: id(3),
+        mountpoint: "/m".into(),
+        mounted_at: at(0),
+        read_only: false,
+    });
+    assert_eq!(world.plan(0), []);
+    world.dead_since.insert(id(3), at(NOW - 60));
+    let volume = VolumeId::from_bytes([0; 16]);
+    assert_eq!(world.plan(0), [Action::Release { volume, node: id(3) }]);
+}
+
+prop_compose! {
+    /// Each node: its part in the volume, dead since how long (none: live), cordoned.
+    fn worlds()(
+        parts in prop::collection::vec((0_u8..4, prop::option::of(0_i64..100), any::<bool>()), 1..8),
+        replicas in 0_u8..=5,
+        established in 0_u8..=5,
+    ) -> World {
+        let count = u8::try_from(parts.len()).unwrap();
+        let of = |part| (1..=count).filter(|n| parts[usize::from(*n) - 1].0 == part).collect::<Vec<_>>();
+        let dead: Vec<_> = (1..=count).filter_map(|n| Some((n, parts[usize::from(n) - 1].1?))).collect();
+        let lost: Vec<_> = of(2).into_iter().map(|n| (n, i64::from(n))).collect();
+        let mut world = World::new(count, &dead, replicas, &of(0), &of(1), &lost);
+        world.volume().configuration.established = established;
+        for (node, part) in world.view.nodes.values_mut().zip(&parts) {
+            Arc::make_mut(node).cordoned = part.2;
+        }
+        world
+    }
+}
+
+proptest! {
+    /// Whatever the state: every step is lawful, and the steps end.
+    #[test]
+    fn every_step_is_lawful_and_the_plan_converges(world in worlds(), seed: u64) {
+        let mut world = world;
+        for round in 0_u64.. {
+            prop_assert!(round < 40, "does not converge: {:?}", world.volume());
+            let old = world.volume().configuration.clone();
+            let actions = world.plan(seed.wrapping_add(round));
+            let Some(Action::Change { expected_epoch, new, step, .. }) = actions.first() else { break };
+            prop_assert_eq!((*expected_epoch, new.epoch), (old.epoch, old.epoch + 1));
+            prop_assert!(new.check());
+            // Only the master moves copies into `in_sync`; only one of those is ever promoted; the last one always stays.
+            prop_assert!(new.in_sync.is_subset(&old.in_sync));
+            prop_assert!(!new.in_sync.is_empty());
+            let master = new.master.unwrap();
+            prop_assert!(old.in_sync.contains(&master) && world.view.live.contains(&master));
+            if old.master != new.master {
+                prop_assert!(!world.view.live.contains(&old.master.unwrap()));
+            }
+            for node in new.syncing.difference(&old.syncing) {
+                prop_assert!(world.view.live.contains(node), "{}", step);
+            }
+            let volume = world.volume();
+            volume.configuration = new.clone();
+            // The masters do their part: a live copy gets in sync.
+            let done: Vec<_> = new.syncing.iter().filter(|n| world.view.live.contains(n)).copied().collect();
+            let configuration = &mut world.volume().configuration;
+            for node in done {
+                configuration.syncing.remove(&node);
+                configuration.in_sync.insert(node);
+            }
+        }
+        let end = world.volume().clone();
+        let configuration = &end.configuration;
+        if configuration.master.is_some_and(|m| world.view.live.contains(&m)) {
+            let wanted = usize::from(VolumeLabels::of(&end.labels).replicas) + 1;
+            let have = configuration.in_sync.len();
+            prop_assert!(have <= wanted);
+            // Fewer than wanted only when the rest may still return, or nobody else can hold one.
+            let waiting = configuration.syncing.len() + configuration.lost.len();
+            let free = world.view.nodes.values().filter(|n| {
+                world.view.live.contains(&n.id) && !n.cordoned && !configuration.in_sync.contains(&n.id)
+                    && !configuration.syncing.contains(&n.id) && !configuration.lost.contains_key(&n.id)
+            }).count();
+            prop_assert!(have == wanted || free == 0 || have + waiting >= wanted, "{:?}", end);
+        }
+    }
+}
