@@ -9,6 +9,8 @@ mod catalog;
 mod catalog_tests;
 #[cfg(test)]
 mod conformance;
+mod controller;
+mod deaths;
 mod kv;
 mod liveness;
 mod memory;
@@ -18,6 +20,7 @@ mod store;
 mod view;
 
 pub use catalog::{Catalog, CatalogError, NewVolume, VolumeChange, candidates};
+pub use controller::control;
 pub use kv::{Answer, Command, Kv};
 pub use liveness::keep_node_alive;
 pub use memory::MemoryStore;

@@ -128,6 +128,8 @@ pub enum Action {
         volume: VolumeId,
         /// The dead node.
         node: NodeId,
+        /// [`Volume::mounts`] of the claim: a later one of the same node stays.
+        mounts: u64,
     },
 }
 
@@ -151,6 +153,7 @@ pub fn plan(facts: &Facts<'_>, timing: &Timing, seed: u64) -> Vec<Action> {
             actions.push(Action::Release {
                 volume: volume.id,
                 node,
+                mounts: volume.mounts,
             });
         }
         if let Some((step, new)) = planner.step() {

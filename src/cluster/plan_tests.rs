@@ -252,7 +252,14 @@ fn the_mounts_of_a_dead_node_are_released_after_the_grace_time() {
     assert_eq!(world.plan(0), []);
     world.dead_since.insert(id(3), at(NOW - 60));
     let volume = VolumeId::from_bytes([0; 16]);
-    assert_eq!(world.plan(0), [Action::Release { volume, node: id(3) }]);
+    assert_eq!(
+        world.plan(0),
+        [Action::Release {
+            volume,
+            node: id(3),
+            mounts: 0
+        }]
+    );
 }
 
 prop_compose! {
