@@ -17,7 +17,7 @@ use super::{
     sync::Progress,
 };
 use crate::{
-    block::{BLOCK_SIZE, BlockDevice, DeviceError, Write},
+    block::{BLOCK_SIZE, BlockDevice, DeviceError, EXTENT_BLOCKS, Write},
     rpc::{Payload, Sums},
     volume::{NodeId, VolumeId},
 };
@@ -38,6 +38,9 @@ use tokio_util::sync::CancellationToken;
 
 /// Times that a call follows a change of epoch before it gives up on the copy.
 pub(super) const MAX_FOLLOWS: usize = 8;
+
+/// Most blocks discarded by one message (256 MiB), so that it is done well within a replica's deadline.
+const MAX_DISCARD: u64 = 64 * EXTENT_BLOCKS;
 
 /// How patient a master is.
 #[derive(Clone, Copy, Debug)]
@@ -594,13 +597,19 @@ impl BlockDevice for Master {
 
     fn discard(&self, block: u64, count: u64) -> Result<(), DeviceError> {
         self.check_range(block, count)?;
-        let extents: Vec<u64> = extents_of(block, count).collect();
-        self.change(
-            &[(block, block + count)],
-            &extents,
-            &|position| Change::Discard { position, block, count },
-            &|stamp, position| self.local.discard(stamp, position, block, count),
-        )?;
+        let end = block + count;
+        let mut block = block;
+        while block < end {
+            let count = (end - block).min(MAX_DISCARD);
+            let extents: Vec<u64> = extents_of(block, count).collect();
+            self.change(
+                &[(block, block + count)],
+                &extents,
+                &|position| Change::Discard { position, block, count },
+                &|stamp, position| self.local.discard(stamp, position, block, count),
+            )?;
+            block += count;
+        }
         self.stats.discarded();
         Ok(())
     }

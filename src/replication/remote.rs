@@ -92,6 +92,11 @@ impl RemoteDevice {
         Ok(device)
     }
 
+    /// Says that the volume was grown to `blocks`; fewer than now change nothing.
+    pub fn grown(&self, blocks: u64) {
+        self.blocks.fetch_max(blocks, Ordering::SeqCst);
+    }
+
     /// The connection to the active master, opened anew if it was lost.
     async fn connected(&self) -> Result<Link, RemoteFailure> {
         let _connecting = self.connecting.lock().await;
@@ -259,7 +264,7 @@ impl BlockDevice for RemoteDevice {
             return Err(self.out_of_range(block, 0));
         }
         for (index, part) in buffer.chunks_mut(MAX_DATA).enumerate() {
-            let first = block + (index * (MAX_DATA / BLOCK_SIZE)) as u64;
+            let first = block.saturating_add((index * (MAX_DATA / BLOCK_SIZE)) as u64);
             let count = (part.len() / BLOCK_SIZE) as u32;
             let data = self.run(async |link: &Link, left| {
                 link.client

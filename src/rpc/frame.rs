@@ -235,6 +235,14 @@ impl Outgoing {
     }
 }
 
+/// The bytes of a message's frame, for golden tests of services.
+#[cfg(test)]
+pub(crate) fn bytes_of<M: Message>(message: M) -> io::Result<Vec<u8>> {
+    let mut outgoing = Outgoing::default();
+    outgoing.push(message)?;
+    Ok(outgoing.slices().iter().flat_map(|slice| slice.to_vec()).collect())
+}
+
 /// The lengths at the start of a frame, checked against the limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Lengths {

@@ -20,6 +20,8 @@ mod server;
 mod tests;
 mod transport;
 
+#[cfg(test)]
+pub(crate) use frame::bytes_of;
 pub use frame::{MAX_DEADLINE, MAX_HEAD, MAX_PAYLOAD, Message, WireRequest, WireResponse};
 pub use hello::{Identity, IdentityError, Kind, PROTOCOL_VERSION, Refusal};
 pub use payload::{Payload, Sums};

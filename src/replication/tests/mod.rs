@@ -641,3 +641,63 @@ fn suspended_remote_writes_leave_room_for_what_ends_the_suspension() {
     });
     cluster.assert_identical(&master);
 }
+
+/// The order of the service's calls and of their fields is the format: a change needs a new protocol version.
+#[test]
+fn message_bytes_are_the_documented_ones() {
+    use super::service::{Blocks, Position, Stamp};
+    use crate::{
+        rpc::{self, Payload, Sums},
+        volume::VolumeId,
+    };
+    let volume = VolumeId::from_bytes([0xaa; 16]);
+    let stamp = Stamp {
+        volume,
+        epoch: 3,
+        session: 2,
+    };
+    let head = |message: DataRequest| {
+        let bytes = rpc::bytes_of(tarpc::Response {
+            request_id: 1,
+            message: Ok(message),
+        });
+        let bytes = bytes.unwrap();
+        let length = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]) as usize;
+        let hex: String = bytes[12..12 + length]
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        (hex, bytes.len() - 12 - length)
+    };
+    let id = format!("10{}", "aa".repeat(16));
+    let write = DataRequest::Write {
+        stamp,
+        position: Position {
+            term: 3,
+            number: 9,
+            settled: 7,
+        },
+        blocks: Blocks {
+            ranges: vec![(300, 1)],
+            data: vec![Payload(filled(1, 1))],
+            sums: Sums::from(vec![[5; 32]]),
+        },
+        flush: true,
+    };
+    // Response 1, Ok; call 1; stamp; position; one range; one payload of 4096; sums of 32; flush.
+    let expected = format!("010001{id}0302{}01ac02010180202001", "030907");
+    assert_eq!(head(write), (expected, 4096 + 32));
+    let fence = DataRequest::Fence {
+        stamp,
+        create: Some(6144),
+    };
+    assert_eq!(head(fence), (format!("010000{id}0302018030"), 0));
+    let open = DataRequest::DeviceOpen {
+        volume,
+        caller: super::service::Caller {
+            attachment: 4,
+            session: 5,
+        },
+    };
+    assert_eq!(head(open), (format!("01000c{id}0405"), 0));
+}
