@@ -1,11 +1,13 @@
 //! Free space: runs of blocks in rows, and a window that allocations are cut from.
 //!
 //! The window is a run taken out of the free rows; its bounds are in the counters' row, so that an allocation changes no free row
-//! and blocks handed out one after the other are contiguous.
+//! and blocks handed out one after the other are contiguous. A block that was handed out and written, but whose operation a crash took
+//! back, is in the window as the row has it: opening discards the window, so a new block is zeros.
 
 use super::rows::{free_key, key_number, number, pending_key};
 use super::{DATA_START, FsError, State};
 use std::ops::Bound;
+use std::sync::atomic::Ordering;
 
 /// Largest window, in blocks (64 MiB).
 const WINDOW: u64 = 16384;
@@ -41,6 +43,7 @@ impl State {
         }
         self.cursor = start + taken;
         self.counters.window = (start, taken);
+        self.window_since.store(self.op, Ordering::Release);
         Ok(true)
     }
 

@@ -130,7 +130,7 @@ impl Core {
         self.device.read(block, &mut content)?;
         content[offset..].fill(0);
         let data = Bytes::from(content);
-        Ok(self.device.write(&[Write { block, data }], false)?)
+        self.write_data(&[Write { block, data }])
     }
 }
 

@@ -73,7 +73,7 @@ impl Core {
 
     /// The highest operation known to be durable.
     pub(super) fn durable(&self) -> u64 {
-        self.commit.lock().durable
+        self.durable.load(Ordering::Acquire)
     }
 
     /// What an fsync of an inode must do.
@@ -114,6 +114,7 @@ impl Core {
             commit.running = false;
             if let Ok(upto) = result {
                 commit.durable = commit.durable.max(upto);
+                self.durable.store(commit.durable, Ordering::Release);
             }
             self.committed.notify_all();
             result?;

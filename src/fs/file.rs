@@ -262,7 +262,7 @@ impl Core {
                 })
             })
             .collect();
-        Ok(self.device.write(&writes, false)?)
+        self.write_data(&writes)
     }
 
     /// Reads a block that the write changes in part, unless it is fresh.
@@ -355,7 +355,7 @@ impl Core {
             self.device.read(block, &mut content)?;
             content[from..to].fill(0);
             let data = Bytes::from(content);
-            self.device.write(&[Write { block, data }], false)?;
+            self.write_data(&[Write { block, data }])?;
         }
         Ok(())
     }

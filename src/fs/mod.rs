@@ -13,7 +13,8 @@
 //! # Data
 //! File data is written in place, to runs of blocks (`extents`, `alloc`). A freed run becomes free again only after the operation
 //! that freed it is durable, no read or write that may know the old place is in flight, and the run was discarded and flushed
-//! (`reclaim`): a newly allocated block is durable zeros, so no crash can show another file's bytes.
+//! (`reclaim`): a newly allocated block is durable zeros. Allocations are cut from a window whose bounds are durable before data is
+//! written to it, and the next open discards what is left of it (`alloc`). So no crash can show another file's bytes.
 //!
 //! # Locks
 //! `edges` (by inode: exclusive for a write that changes a part of a block), then `state`. `commit` is taken alone.
@@ -46,7 +47,7 @@ pub use types::{
     Attr, Caller, DirEntry, FILE_MAX, FileKind, Ino, NAME_MAX, Options, ROOT, Seek, SetAttr, SetTime, StatFs, Time,
 };
 
-use crate::block::BlockDevice;
+use crate::block::{BlockDevice, Write};
 use backend::MetaArea;
 use commit::{Commit, LogPosition};
 use error::posix;
@@ -58,7 +59,7 @@ use rows::{COUNTERS, Content, Counters, Inode, free_key, inode_key, orphan_key, 
 use std::collections::HashMap;
 use std::ops::Bound;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use store::{Disk, Store};
 
@@ -86,6 +87,8 @@ struct State {
     log: LogPosition,
     /// Where the search for free runs goes on.
     cursor: u64,
+    /// The operation that last refilled the allocation window, shared with [`Core`].
+    window_since: Arc<AtomicU64>,
 }
 
 struct Core {
@@ -99,6 +102,10 @@ struct Core {
     edges: Vec<RwLock<()>>,
     in_flight: Mutex<InFlight>,
     drained: Condvar,
+    /// The operation that last refilled the allocation window: durable before data goes to the window's blocks.
+    window_since: Arc<AtomicU64>,
+    /// `commit.durable`, for a look without the lock.
+    durable: AtomicU64,
     /// Gone once closed: another daemon may have the volume then.
     disk: Mutex<Option<Arc<Disk>>>,
     closing: Arc<AtomicBool>,
@@ -195,6 +202,7 @@ impl FileSystem {
             .get(COUNTERS)?
             .and_then(|v| postcard::from_bytes(&v).ok())
             .ok_or_else(|| FsError::Format("the counters' row is missing or damaged".into()))?;
+        let window_since = Arc::new(AtomicU64::new(0));
         let core = Arc::new(Core {
             hash_key: blake3::derive_key("storageos directory entries v1", &superblock.secret),
             superblock,
@@ -208,18 +216,22 @@ impl FileSystem {
                 freed: Freed::default(),
                 log: LogPosition::new(position),
                 cursor: DATA_START,
+                window_since: window_since.clone(),
             }),
             commit: Mutex::new(Commit::default()),
             committed: Condvar::new(),
             edges: (0..EDGE_STRIPES).map(|_| RwLock::new(())).collect(),
             in_flight: Mutex::new(InFlight::default()),
             drained: Condvar::new(),
+            window_since,
+            durable: AtomicU64::new(0),
             disk: Mutex::new(Some(Arc::new(disk))),
             closing,
             device,
         });
         core.load_pending()?;
         if !core.options.read_only {
+            core.clear_window()?;
             core.remove_orphans()?;
         }
         let threads = Mutex::new(commit::start_threads(&core)?);
@@ -331,6 +343,26 @@ impl Core {
             state.freed.add(0, start, length);
         }
         Ok(())
+    }
+
+    /// Blocks of the window may have been handed out and written by operations that a crash took back: they become zeros again.
+    fn clear_window(&self) -> Result<(), FsError> {
+        let (start, length) = self.state.lock().counters.window;
+        if length > 0 {
+            self.device.discard(start, length)?;
+            self.device.flush()?;
+        }
+        Ok(())
+    }
+
+    /// Writes file data. A block that a crash would leave in no file is in the window that is durable by then: the next open
+    /// clears it. Costs a commit for each new window, nothing otherwise.
+    fn write_data(&self, writes: &[Write]) -> Result<(), FsError> {
+        let since = self.window_since.load(Ordering::Acquire);
+        if since > self.durable.load(Ordering::Acquire) {
+            self.commit_upto(since)?;
+        }
+        Ok(self.device.write(writes, false)?)
     }
 
     /// Files without a name that were open when the file system stopped.

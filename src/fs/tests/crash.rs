@@ -130,6 +130,59 @@ fn verify(fs: &FileSystem, promise: &Promise) {
     }
 }
 
+/// New files are zeros but for what is written into them, whatever a crash left in free blocks.
+fn verify_fresh(fs: &FileSystem) {
+    let ino = fs.create(&CALLER, ROOT, b"allocated", 0o644).unwrap().ino;
+    let part = fs.create(&CALLER, ROOT, b"part", 0o644).unwrap().ino;
+    let free = fs.statfs().unwrap().free;
+    for at in 0..free.min(16) {
+        if fs.write(part, at * 8192 + 100, b"?", false).is_err() {
+            break;
+        }
+    }
+    // All the rest, one block after the other until nothing is left.
+    for at in 0..free.min(256) {
+        if fs.fallocate(ino, 0, at * 4096, 4096).is_err() {
+            break;
+        }
+    }
+    let content = fs.read(ino, 0, u32::MAX).unwrap();
+    assert!(content.iter().all(|b| *b == 0), "a new block is not zeros");
+    let content = fs.read(part, 0, u32::MAX).unwrap();
+    assert!(
+        content.iter().all(|b| *b == 0 || *b == b'?'),
+        "a partly written new block is not zeros"
+    );
+}
+
+#[test]
+fn a_block_whose_allocation_a_crash_took_back_is_zeros_for_its_next_owner() {
+    for (clean, partial) in [(false, false), (false, true), (true, false), (true, true)] {
+        let (device, mut fs) = fresh(8);
+        if clean {
+            // The window was durable before.
+            let ino = fs.create(&CALLER, ROOT, b"first", 0o644).unwrap().ino;
+            fs.write(ino, 0, &[1; 100], false).unwrap();
+            fs.close().unwrap();
+            fs = open(&device);
+        }
+        let a = fs.create(&CALLER, ROOT, b"a", 0o644).unwrap().ino;
+        fs.write(a, 0, &[9; 4096], false).unwrap();
+        let image = Arc::new(device.image_with_all_writes());
+        let after = open(&image);
+        let b = after.create(&CALLER, ROOT, b"b", 0o644).unwrap().ino;
+        if partial {
+            after.write(b, 10, b"x", false).unwrap();
+            after.write(b, 4095, b"x", false).unwrap();
+        } else {
+            after.fallocate(b, 0, 0, 4096).unwrap();
+        }
+        let content = after.read(b, 0, 8192).unwrap();
+        assert!(content.iter().all(|b| *b == 0 || *b == b'x'));
+        check(&after);
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -156,6 +209,10 @@ proptest! {
             after.close().unwrap();
             let again = open(&image);
             verify(&again, &promise);
+            verify_fresh(&again);
+            check(&again);
+            let image = Arc::new(device.image(random.wrapping_add(seed)));
+            verify_fresh(&open(&image));
         }
     }
 }

@@ -51,6 +51,18 @@ impl CrashDevice {
         self.content.lock().refuse = error;
     }
 
+    /// A device as it is when every unflushed change came to be kept.
+    pub(super) fn image_with_all_writes(&self) -> Self {
+        let current = self.content.lock().current.clone();
+        let device = Self::new(self.blocks);
+        {
+            let mut content = device.content.lock();
+            content.durable = current.clone();
+            content.current = current;
+        }
+        device
+    }
+
     /// A device as it may be after a power loss now: flushed content, and of the unflushed changes a random part, torn at 512
     /// bytes.
     pub(super) fn image(&self, mut random: u64) -> Self {
