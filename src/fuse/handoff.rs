@@ -1,0 +1,327 @@
+//! How the daemon gets a mount: a Unix socket on which mount helpers ask (`mount_helper::protocol` has the words and the order).
+//!
+//! One thread per helper, [`HELPERS_MAX`] at most; whatever a helper does or fails to do, its thread ends by a deadline, so garbage,
+//! silence, half-open sockets and dead helpers cannot hang the daemon. After a successful [`MountBackend::prepare`] the backend hears
+//! [`MountBackend::ended`] exactly once, however the rest goes, and the file system is closed by then.
+
+use super::mount::{DEFAULT_LOOPS, MountEnd, MountHandle, ServeOptions, serve};
+use crate::fs::FileSystem;
+use mount_helper::protocol::{self, Answer, MountRequest, Request};
+use parking_lot::Mutex;
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// Helpers served at once; more are told to come back.
+const HELPERS_MAX: usize = 64;
+/// How long a helper may take to say what it wants.
+const FIRST_LINE: Duration = Duration::from_secs(10);
+/// How long a helper may take from `ready` to the descriptor: it only opens a device and mounts it.
+const DESCRIPTOR: Duration = Duration::from_secs(30);
+/// How long an answer may take to be written.
+const WRITE: Duration = Duration::from_secs(10);
+/// After an unmount, how long a mount that still gets requests is waited for (see [`MountHandle::wait`]).
+const STILL_SERVING: Duration = Duration::from_secs(3);
+/// Longest wait that a helper may ask for.
+const CLOSED_MAX: Duration = Duration::from_secs(300);
+/// Ends with an error that are kept for the `umount` that will ask.
+const FAILED_MAX: usize = 32;
+
+/// Why a mount is refused, in words for the person who asked.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct HandoffError {
+    /// What is wrong and what would help.
+    pub message: String,
+    /// One word for programs, such as `in_use`, `not_found`, `unavailable`.
+    pub code: &'static str,
+}
+
+/// The daemon's side of mounts. Calls come from threads that may block; [`Self::prepare`] may take as long as the helper waits.
+pub trait MountBackend: Send + Sync + 'static {
+    /// Claims a volume for this node and opens its file system. Returns the volume's full name too.
+    ///
+    /// # Errors
+    /// Why not; nothing is claimed then.
+    fn prepare(&self, request: &MountRequest) -> Result<(String, Arc<FileSystem>), HandoffError>;
+
+    /// The mount is live. Not called when the helper failed after `prepare`.
+    fn mounted(&self, request: &MountRequest, mount: &Arc<MountHandle>);
+
+    /// It is over and the file system is closed: the claim can be given back.
+    fn ended(&self, request: &MountRequest, end: &MountEnd);
+}
+
+/// A mount: volume and mountpoint.
+type Key = (String, PathBuf);
+
+struct Server {
+    backend: Arc<dyn MountBackend>,
+    /// `None` between `prepare` and the kernel's greeting.
+    mounts: Mutex<HashMap<Key, Option<Arc<MountHandle>>>>,
+    /// Mounts that ended with an error which no `umount` has heard of.
+    failed: Mutex<VecDeque<(Key, String)>>,
+    helpers: AtomicUsize,
+    stopping: AtomicBool,
+}
+
+/// The listening socket and its thread. Dropping it stops taking new mounts; live ones go on.
+pub struct HandoffServer {
+    server: Arc<Server>,
+    path: PathBuf,
+    listener: Option<JoinHandle<()>>,
+}
+
+/// Listens on `socket` (see [`protocol::mount_socket`]), which is made with mode 0600; a dead daemon's is replaced.
+///
+/// # Errors
+/// `AddrInUse` if another daemon answers there; the file system's.
+pub fn start(socket: &Path, backend: Arc<dyn MountBackend>) -> io::Result<HandoffServer> {
+    let listener = bind(socket)?;
+    let server = Arc::new(Server {
+        backend,
+        mounts: Mutex::default(),
+        failed: Mutex::default(),
+        helpers: AtomicUsize::new(0),
+        stopping: AtomicBool::new(false),
+    });
+    let serving = server.clone();
+    let thread = std::thread::Builder::new().name("mount-socket".into());
+    let listener = thread.spawn(move || accept(&listener, &serving))?;
+    Ok(HandoffServer {
+        server,
+        path: socket.to_owned(),
+        listener: Some(listener),
+    })
+}
+
+impl HandoffServer {
+    /// The live mounts.
+    #[must_use]
+    pub fn mounts(&self) -> Vec<Arc<MountHandle>> {
+        self.server.mounts.lock().values().flatten().cloned().collect()
+    }
+}
+
+impl Drop for HandoffServer {
+    fn drop(&mut self) {
+        self.server.stopping.store(true, Ordering::Release);
+        // Wakes the listener's thread.
+        let _ = UnixStream::connect(&self.path);
+        if let Some(listener) = self.listener.take() {
+            let _ = listener.join();
+        }
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// Makes the socket under another name and moves it into place, so that nobody can connect before its mode is set.
+fn bind(path: &Path) -> io::Result<UnixListener> {
+    if let Some(directory) = path.parent().filter(|d| !d.as_os_str().is_empty()) {
+        std::fs::create_dir_all(directory)?;
+    }
+    match std::fs::symlink_metadata(path) {
+        Ok(found) if !found.file_type().is_socket() => return Err(io::ErrorKind::AlreadyExists.into()),
+        Ok(_) => match UnixStream::connect(path) {
+            // A refused connection is a dead daemon's.
+            Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound) => {}
+            _ => return Err(io::ErrorKind::AddrInUse.into()),
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let mut fresh = path.as_os_str().to_owned();
+    fresh.push(format!(".{}", std::process::id()));
+    let fresh = PathBuf::from(fresh);
+    match std::fs::remove_file(&fresh) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&fresh)?;
+    std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o600))?;
+    std::fs::rename(&fresh, path)?;
+    Ok(listener)
+}
+
+fn accept(listener: &UnixListener, server: &Arc<Server>) {
+    loop {
+        let accepted = listener.accept();
+        if server.stopping.load(Ordering::Acquire) {
+            return;
+        }
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Such as too many open files: the helper waits in the backlog meanwhile.
+                tracing::warn!(%error, "the mount socket cannot take a connection");
+                std::thread::sleep(Duration::from_millis(100));
+                continue;
+            }
+        };
+        if server.helpers.fetch_add(1, Ordering::AcqRel) >= HELPERS_MAX {
+            server.helpers.fetch_sub(1, Ordering::AcqRel);
+            refuse(stream, "too many mounts are being made at once; try again", "busy");
+            continue;
+        }
+        let helping = server.clone();
+        let help = move || {
+            helping.help(stream);
+            helping.helpers.fetch_sub(1, Ordering::AcqRel);
+        };
+        if let Err(error) = std::thread::Builder::new().name("mount-helper".into()).spawn(help) {
+            server.helpers.fetch_sub(1, Ordering::AcqRel);
+            tracing::warn!(%error, "no thread for a mount helper");
+        }
+    }
+}
+
+fn answer(stream: &mut UnixStream, words: &Answer) -> io::Result<()> {
+    stream.set_write_timeout(Some(WRITE))?;
+    protocol::send(stream, words)
+}
+
+fn refuse(mut stream: UnixStream, message: &str, code: &str) {
+    let words = Answer::Error {
+        message: message.into(),
+        code: code.into(),
+    };
+    // A helper that does not listen any more needs no answer.
+    let _ = answer(&mut stream, &words);
+}
+
+impl Server {
+    fn help(self: &Arc<Self>, mut stream: UnixStream) {
+        let request = match protocol::receive(&stream, Instant::now() + FIRST_LINE) {
+            Ok((request, _)) => request,
+            Err(error) => return refuse(stream, &format!("not understood: {error}"), "protocol"),
+        };
+        match request {
+            Request::Mount(request) => self.mount(stream, request),
+            Request::Fd => refuse(stream, "a descriptor comes after `mount`", "protocol"),
+            Request::Closed {
+                volume,
+                mountpoint,
+                wait_ms,
+            } => {
+                let wait = Duration::from_millis(wait_ms).min(CLOSED_MAX);
+                let _ = answer(&mut stream, &self.closed(&(volume, mountpoint), wait));
+            }
+        }
+    }
+
+    fn mount(self: &Arc<Self>, mut stream: UnixStream, request: MountRequest) {
+        if self.stopping.load(Ordering::Acquire) {
+            return refuse(stream, "the daemon is stopping", "stopping");
+        }
+        if !request.mountpoint.is_absolute() {
+            return refuse(stream, "the mount point is not an absolute path", "protocol");
+        }
+        let (volume, fs) = match self.backend.prepare(&request) {
+            Ok(prepared) => prepared,
+            Err(error) => return refuse(stream, &error.message, error.code),
+        };
+        let key = (volume, request.mountpoint.clone());
+        self.mounts.lock().insert(key.clone(), None);
+        match self.take_descriptor(&mut stream, &key.0) {
+            Ok(descriptor) => self.serve(stream, request, key, fs, descriptor),
+            Err(why) => {
+                self.give_back(&request, &key, &fs);
+                refuse(stream, &why, "handoff");
+            }
+        }
+    }
+
+    fn take_descriptor(&self, stream: &mut UnixStream, volume: &str) -> Result<OwnedFd, String> {
+        let ready = Answer::Ready { volume: volume.into() };
+        answer(stream, &ready).map_err(|e| format!("the mount helper is gone: {e}"))?;
+        let received = protocol::receive(stream, Instant::now() + DESCRIPTOR);
+        match received.map_err(|e| format!("the mount helper did not send the descriptor: {e}"))? {
+            (Request::Fd, Some(descriptor)) => Ok(descriptor),
+            (Request::Fd, None) => Err("no descriptor came with `fd`".into()),
+            (other, _) => Err(format!("`fd` was to come, not {other:?}")),
+        }
+    }
+
+    fn serve(
+        self: &Arc<Self>,
+        mut stream: UnixStream,
+        request: MountRequest,
+        key: Key,
+        fs: Arc<FileSystem>,
+        descriptor: OwnedFd,
+    ) {
+        let options = ServeOptions {
+            source: key.0.clone(),
+            mountpoint: request.mountpoint.clone(),
+            loops: DEFAULT_LOOPS,
+        };
+        // The backend hears of the end only after it heard of the beginning.
+        let (announced, announcement) = std::sync::mpsc::channel::<()>();
+        let (server, ended_request, ended_key) = (self.clone(), request.clone(), key.clone());
+        let on_end = move |end: MountEnd| {
+            let _ = announcement.recv();
+            server.end(&ended_request, &ended_key, &end);
+        };
+        match serve(fs.clone(), descriptor, options, on_end) {
+            Ok(handle) => {
+                self.mounts.lock().insert(key, Some(handle.clone()));
+                self.backend.mounted(&request, &handle);
+                drop(announced);
+                // If the helper is gone, its mount is there all the same.
+                let _ = answer(&mut stream, &Answer::Mounted);
+            }
+            Err(error) => {
+                drop(announced);
+                self.give_back(&request, &key, &fs);
+                refuse(stream, &error.to_string(), "handoff");
+            }
+        }
+    }
+
+    /// Ends what was prepared but never mounted.
+    fn give_back(&self, request: &MountRequest, key: &Key, fs: &FileSystem) {
+        let end = fs.close();
+        self.end(request, key, &end);
+    }
+
+    fn end(&self, request: &MountRequest, key: &Key, end: &MountEnd) {
+        self.backend.ended(request, end);
+        if let Err(error) = end {
+            let mut failed = self.failed.lock();
+            if failed.len() >= FAILED_MAX {
+                failed.pop_front();
+            }
+            failed.push_back((key.clone(), error.to_string()));
+        }
+        self.mounts.lock().remove(key);
+    }
+
+    /// Waits for the end of a mount that has been unmounted.
+    fn closed(&self, key: &Key, wait: Duration) -> Answer {
+        let found = self.mounts.lock().get(key).cloned();
+        match found {
+            Some(None) => return Answer::Busy,
+            Some(Some(handle)) if handle.wait(STILL_SERVING, wait).is_none() => return Answer::Busy,
+            _ => {}
+        }
+        let mut failed = self.failed.lock();
+        match failed
+            .iter()
+            .position(|(k, _)| k == key)
+            .and_then(|at| failed.remove(at))
+        {
+            Some((_, message)) => Answer::Error {
+                message,
+                code: "close".into(),
+            },
+            None => Answer::Closed,
+        }
+    }
+}

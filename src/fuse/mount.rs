@@ -1,0 +1,251 @@
+//! One live mount: serves a `/dev/fuse` descriptor that somebody else mounted, until it is unmounted.
+//!
+//! Invariant: whoever gave the file system is told of the end exactly once, after every request was answered and
+//! [`FileSystem::close`] was run. So "ended" means that nothing unsaved is left (or that the error says what is).
+
+use super::adapter::{Adapter, Shared};
+use super::pool::Pool;
+use super::requests::Requests;
+use super::table;
+use crate::fs::{FileSystem, FsError};
+use fuser::{Config, Session, SessionACL};
+use parking_lot::{Condvar, Mutex};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{FileType, fstat, major, minor};
+use rustix::mount::UnmountFlags;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long the kernel may take to greet; it does at once when the descriptor is mounted.
+const GREETING: Duration = Duration::from_secs(10);
+/// Event loops of a mount unless told otherwise: one always stays free (see `pool`).
+pub const DEFAULT_LOOPS: usize = 3;
+/// Most event loops of a mount.
+const MAX_LOOPS: usize = 16;
+
+/// How to serve a mount.
+#[derive(Clone, Debug)]
+pub struct ServeOptions {
+    /// What is mounted, as `mount(8)` shows it: `NAMESPACE/NAME`.
+    pub source: String,
+    /// Where, an absolute path in the namespace of who mounted.
+    pub mountpoint: PathBuf,
+    /// Event loops, 1 to 16.
+    pub loops: usize,
+}
+
+/// Why a descriptor cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// It is something else, or not mounted.
+    #[error("the descriptor is not a mounted /dev/fuse")]
+    NotFuse,
+    /// The kernel's greeting failed.
+    #[error("FUSE handshake: {0}")]
+    Handshake(#[source] io::Error),
+    /// No thread could be started.
+    #[error("cannot start a thread: {0}")]
+    Thread(#[source] io::Error),
+}
+
+/// How to unmount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unmount {
+    /// As `umount`: fails with `EBUSY` while the mount is in use.
+    Clean,
+    /// As `umount -l`: gone from the tree now, ended when the last user is.
+    Lazy,
+    /// As `umount -f -l`: the kernel answers every request with an error from now on. Data not yet written back is lost.
+    Abort,
+}
+
+/// How a mount ended.
+pub type MountEnd = Result<(), FsError>;
+
+/// Where a mount's life is.
+#[derive(Clone, Debug)]
+enum Phase {
+    /// The kernel sends requests.
+    Serving,
+    /// No more requests will come; what was acknowledged is being made durable.
+    Closing,
+    /// Over.
+    Ended(MountEnd),
+}
+
+struct State {
+    phase: Mutex<Phase>,
+    changed: Condvar,
+}
+
+impl State {
+    fn set(&self, phase: Phase) {
+        *self.phase.lock() = phase;
+        self.changed.notify_all();
+    }
+}
+
+/// A live mount. Dropping the handle changes nothing.
+pub struct MountHandle {
+    options: ServeOptions,
+    state: Arc<State>,
+    shared: Arc<Shared>,
+}
+
+/// Serves `fd` from threads of its own. Returns when the kernel has greeted; `on_end` is called once, after the file system was closed.
+/// On an error the file system is left open and `on_end` is not called.
+///
+/// # Errors
+/// See [`ServeError`].
+pub fn serve(
+    fs: Arc<FileSystem>,
+    fd: OwnedFd,
+    options: ServeOptions,
+    on_end: impl FnOnce(MountEnd) + Send + 'static,
+) -> Result<Arc<MountHandle>, ServeError> {
+    check_descriptor(&fd)?;
+    let loops = options.loops.clamp(1, MAX_LOOPS);
+    let shared = Arc::new(Shared {
+        fs,
+        pool: Pool::new(loops),
+        requests: Requests::default(),
+    });
+    let mut config = Config::default();
+    config.n_threads = Some(loops);
+    config.clone_fd = loops > 1;
+    // Everybody may come: the kernel checks permissions (`default_permissions`).
+    let session = Session::from_fd(Adapter::new(shared.clone()), fd, SessionACL::All, config);
+    let session = session.map_err(ServeError::Handshake)?;
+    let state = Arc::new(State {
+        phase: Mutex::new(Phase::Serving),
+        changed: Condvar::new(),
+    });
+    let handle = Arc::new(MountHandle {
+        options: options.clone(),
+        state: state.clone(),
+        shared: shared.clone(),
+    });
+    let run = move || {
+        if let Err(error) = session.run() {
+            tracing::warn!(source = options.source, %error, "a mount's event loop failed");
+        }
+        state.set(Phase::Closing);
+        shared.pool.drain();
+        let end = shared.fs.close();
+        match &end {
+            Ok(()) => tracing::info!(source = options.source, mountpoint = %options.mountpoint.display(), "unmounted"),
+            Err(error) => tracing::error!(source = options.source, %error, "unmounted with an error"),
+        }
+        on_end(end.clone());
+        state.set(Phase::Ended(end));
+    };
+    let thread = std::thread::Builder::new().name("fuse-session".into());
+    thread.spawn(run).map_err(ServeError::Thread)?;
+    Ok(handle)
+}
+
+/// Refuses what would make the handshake wait for ever or read nonsense.
+fn check_descriptor(fd: &OwnedFd) -> Result<(), ServeError> {
+    let stat = fstat(fd).map_err(|_| ServeError::NotFuse)?;
+    let is_fuse = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
+        && (major(stat.st_rdev), minor(stat.st_rdev)) == (10, 229);
+    if !is_fuse {
+        return Err(ServeError::NotFuse);
+    }
+    let deadline = Instant::now() + GREETING;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = Timespec {
+            tv_sec: left.as_secs().cast_signed(),
+            tv_nsec: left.subsec_nanos().into(),
+        };
+        let mut fds = [PollFd::new(fd, PollFlags::IN)];
+        match poll(&mut fds, Some(&timeout)) {
+            Ok(0) => return Err(ServeError::NotFuse),
+            Ok(_) if fds[0].revents().contains(PollFlags::IN) && !fds[0].revents().contains(PollFlags::ERR) => {
+                return Ok(());
+            }
+            Err(rustix::io::Errno::INTR) => {}
+            _ => return Err(ServeError::NotFuse),
+        }
+    }
+}
+
+impl MountHandle {
+    /// What is mounted.
+    #[must_use]
+    pub fn source(&self) -> &str {
+        &self.options.source
+    }
+
+    /// Where.
+    #[must_use]
+    pub fn mountpoint(&self) -> &Path {
+        &self.options.mountpoint
+    }
+
+    /// The file system that is served.
+    #[must_use]
+    pub fn file_system(&self) -> &Arc<FileSystem> {
+        &self.shared.fs
+    }
+
+    /// Requests so far: the kind's name and how many.
+    #[must_use]
+    pub fn requests(&self) -> Vec<(&'static str, u64)> {
+        self.shared.requests.all()
+    }
+
+    /// Unmounts; [`Self::wait`] tells when it has ended. A mount that is gone already is no error.
+    ///
+    /// # Errors
+    /// `EBUSY` while somebody uses it ([`Unmount::Clean`]); `ENOENT` if the mount is in another mount namespace: then whoever
+    /// mounted must unmount.
+    pub fn unmount(&self, how: Unmount) -> io::Result<()> {
+        if self.ended().is_some() {
+            return Ok(());
+        }
+        let at = &self.options.mountpoint;
+        // The topmost mount there must be ours: another's is not touched.
+        if table::mounted_at(at)?.is_none_or(|mount| mount.source != self.options.source) {
+            return Err(io::Error::from_raw_os_error(libc::ENOENT));
+        }
+        let flags = match how {
+            Unmount::Clean => UnmountFlags::empty(),
+            Unmount::Lazy => UnmountFlags::DETACH,
+            Unmount::Abort => UnmountFlags::DETACH | UnmountFlags::FORCE,
+        };
+        Ok(rustix::mount::unmount(at, flags | UnmountFlags::NOFOLLOW)?)
+    }
+
+    /// How it ended, if it has.
+    #[must_use]
+    pub fn ended(&self) -> Option<MountEnd> {
+        match &*self.state.phase.lock() {
+            Phase::Ended(end) => Some(end.clone()),
+            Phase::Serving | Phase::Closing => None,
+        }
+    }
+
+    /// Waits for the end: at most `serving` while the kernel still sends requests, at most `closing` in all. `None` when it takes
+    /// longer. An unmount ends the requests before it returns, so after one a mount that still serves is in use elsewhere.
+    #[must_use]
+    pub fn wait(&self, serving: Duration, closing: Duration) -> Option<MountEnd> {
+        let start = Instant::now();
+        let mut phase = self.state.phase.lock();
+        loop {
+            let deadline = match &*phase {
+                Phase::Ended(end) => return Some(end.clone()),
+                Phase::Serving => start + serving.min(closing),
+                Phase::Closing => start + closing,
+            };
+            if Instant::now() >= deadline {
+                return None;
+            }
+            self.state.changed.wait_until(&mut phase, deadline);
+        }
+    }
+}
