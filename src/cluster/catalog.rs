@@ -347,12 +347,17 @@ impl Catalog {
     pub async fn create_volume(&self, new: &NewVolume, seed: u64) -> Result<Volume, CatalogError> {
         let labels = VolumeLabels::parse(&new.labels)?;
         Selector::parse(&new.node_selector)?;
+        let id = VolumeId::random();
         for _ in 0..ATTEMPTS {
             let namespace_key = Key::Namespace(new.name.namespace.clone()).text();
             let namespace = self.store.get(&namespace_key).await?;
             let namespace = namespace.ok_or_else(|| not_found("namespace", &new.name.namespace))?;
             let held = name_key("volumes", &new.name.to_string());
-            if self.store.get(&held).await?.is_some() {
+            if let Some(row) = self.store.get(&held).await? {
+                if decode::<VolumeId>(&held, &row.value) == Some(id) {
+                    // Our own first attempt, whose answer was lost.
+                    return self.volume(&new.name).await;
+                }
                 return Err(exists("volume", &new.name.to_string()));
             }
             let view = self.view().await?;
@@ -366,7 +371,7 @@ impl Catalog {
             };
             let nodes = place(&wanted, &candidates(&view), seed)?;
             let volume = Volume {
-                id: VolumeId::random(),
+                id,
                 namespace: new.name.namespace.clone(),
                 name: new.name.name.clone(),
                 description: new.description.clone(),
@@ -557,6 +562,10 @@ impl Catalog {
         let result = self
             .update_volume(id, |volume| {
                 if let Some(other) = &volume.mount {
+                    if *other == claim {
+                        // Our own first attempt, whose answer was lost.
+                        return Ok(());
+                    }
                     *taken.lock() = Some(other.clone());
                     return Err(CatalogError::InUse(String::new()));
                 }
@@ -603,6 +612,10 @@ impl Catalog {
     ) -> Result<(), CatalogError> {
         let volume = self
             .update_volume(id, |volume| {
+                if volume.configuration == *new {
+                    // Our own first attempt, whose answer was lost.
+                    return Ok(());
+                }
                 if volume.configuration.epoch != expected_epoch {
                     return Err(CatalogError::Epoch(Box::new(volume.configuration.clone())));
                 }

@@ -1,0 +1,555 @@
+//! The embedded control store: a key-value state machine replicated by Raft (openraft) among the cluster's nodes.
+//!
+//! Every node holds a Raft replica, voters and learners alike, so every node can follow the records on its own; changes and
+//! linearizable reads go to the leader. The leader keeps the leases (`leader`): a keepalive is a message and a note in its memory,
+//! only grants and ends are commands in the log. It also looks after who votes.
+//!
+//! # Failures
+//! Without a majority of the voters nothing changes and linearizable reads fail, with an error that says so; what a node knows
+//! already it keeps. A proposal whose connection broke may have happened: it is repeated, and the catalog's operations
+//! recognise their own first attempt.
+
+mod disk;
+mod leader;
+mod machine;
+mod network;
+mod service;
+#[cfg(test)]
+mod tests;
+mod types;
+
+pub use service::ControlStatus;
+
+use super::kv::{Answer, Command};
+use super::store::{ControlError, ControlStore, Event, LeaseId, Outcome, Revision, Row, Transaction};
+use crate::rpc::{self, Connection, Identity, Payload, within};
+use crate::volume::{ClusterId, NodeId};
+use async_trait::async_trait;
+use disk::Disk;
+use leader::Leases;
+use machine::Machine;
+use network::Peers;
+use openraft::{BasicNode, ChangeMembers, Config, ServerState, SnapshotPolicy};
+use parking_lot::Mutex;
+use serde::{Serialize, de::DeserializeOwned};
+use service::{Control, ControlClient, Query, Refusal};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tarpc::context::Context;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use types::Raft;
+
+/// Requests served at once on a connection.
+const MAX_REQUESTS: usize = 128;
+/// Longest wait of [`ControlStore::changes`].
+const WATCH_WAIT: Duration = Duration::from_secs(2);
+/// Pause between attempts to reach the leader.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// Times of the control plane.
+#[derive(Clone, Copy, Debug)]
+pub struct RaftSettings {
+    /// Between the leader's heartbeats.
+    pub heartbeat: Duration,
+    /// Silence after which a voter stands for election; the actual time is between this and twice this.
+    pub election: Duration,
+    /// How long a request tries to reach a leader.
+    pub deadline: Duration,
+    /// How long a voter may be dead before another node votes in its place.
+    pub voter_grace: Duration,
+}
+
+impl Default for RaftSettings {
+    fn default() -> Self {
+        Self {
+            heartbeat: Duration::from_millis(250),
+            election: Duration::from_millis(1200),
+            deadline: Duration::from_secs(10),
+            voter_grace: Duration::from_secs(10),
+        }
+    }
+}
+
+/// The control store of one node. Clones share it.
+#[derive(Clone)]
+pub struct RaftStore {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    node: NodeId,
+    address: String,
+    identity: Identity,
+    settings: RaftSettings,
+    raft: Raft,
+    machine: Machine,
+    peers: Peers,
+    leases: Mutex<Leases>,
+    leader: watch::Sender<bool>,
+    /// Belongs to a cluster: made one, joined one, or did so before the last restart.
+    member: AtomicBool,
+    stop: CancellationToken,
+}
+
+impl RaftStore {
+    /// Opens the control store in a directory (made if missing). `address` is this node's port for its peers. Until [`Self::initialise`]
+    /// or [`Self::join`] it is in no cluster; after a restart it goes on as what it was.
+    ///
+    /// # Errors
+    /// [`ControlError::Damaged`] names the file and what to do.
+    pub async fn open(
+        directory: &Path,
+        identity: Identity,
+        address: &str,
+        settings: RaftSettings,
+    ) -> Result<Self, ControlError> {
+        let disk = Disk::open(directory)?;
+        let machine = Machine::open(disk.clone())?;
+        let election = u64::try_from(settings.election.as_millis()).unwrap_or(u64::MAX / 4);
+        let config = Config {
+            cluster_name: "storageos".into(),
+            heartbeat_interval: u64::try_from(settings.heartbeat.as_millis()).unwrap_or(250),
+            election_timeout_min: election,
+            election_timeout_max: election * 2,
+            max_payload_entries: 64,
+            snapshot_policy: SnapshotPolicy::LogsSinceLast(2000),
+            max_in_snapshot_log_to_keep: 500,
+            snapshot_max_chunk_size: 1 << 20,
+            install_snapshot_timeout: 5000,
+            ..Config::default()
+        };
+        let damaged = |e: &dyn std::fmt::Display| {
+            ControlError::Damaged(format!(
+                "the control store in {} cannot be used: {e}",
+                directory.display()
+            ))
+        };
+        let config = Arc::new(config.validate().map_err(|e| damaged(&e))?);
+        let peers = Peers::new(identity.clone());
+        let raft = Raft::new(identity.node(), config, peers.clone(), disk, machine.clone());
+        let raft = raft.await.map_err(|e| damaged(&e))?;
+        let member = raft.is_initialized().await.map_err(|e| damaged(&e))?;
+        let inner = Arc::new(Inner {
+            member: AtomicBool::new(member),
+            node: identity.node(),
+            address: address.to_owned(),
+            identity,
+            settings,
+            raft,
+            machine,
+            peers,
+            leases: Mutex::default(),
+            leader: watch::Sender::new(false),
+            stop: CancellationToken::new(),
+        });
+        tokio::spawn(leader::run(inner.clone()));
+        let store = Self { inner };
+        if member {
+            tokio::spawn(store.clone().announce_address());
+        }
+        Ok(store)
+    }
+
+    /// Whether this node belongs to a cluster's control plane.
+    #[must_use]
+    pub fn is_member(&self) -> bool {
+        self.inner.member.load(Ordering::Acquire)
+    }
+
+    /// Makes a new cluster of this node alone.
+    ///
+    /// # Errors
+    /// [`ControlError::Unavailable`] if it is in one already, or the disk fails.
+    pub async fn initialise(&self) -> Result<(), ControlError> {
+        let members = BTreeMap::from([(self.inner.node, BasicNode::new(&self.inner.address))]);
+        self.inner.raft.initialize(members).await.map_err(unavailable)?;
+        self.inner.member.store(true, Ordering::Release);
+        let leads = self.inner.raft.wait(Some(self.inner.settings.deadline));
+        leads
+            .state(ServerState::Leader, "the first leader")
+            .await
+            .map(|_| ())
+            .map_err(unavailable)
+    }
+
+    /// Joins the cluster of the nodes at these addresses (any member will do) and returns its id. Doing it again is harmless.
+    ///
+    /// # Errors
+    /// [`ControlError::Unavailable`] says why none of them took this node.
+    pub async fn join(&self, addresses: &[String]) -> Result<ClusterId, ControlError> {
+        let inner = &self.inner;
+        let deadline = Instant::now() + inner.settings.deadline;
+        let mut last = "no address was given".to_owned();
+        let mut queue: Vec<String> = Vec::new();
+        while Instant::now() < deadline {
+            if queue.is_empty() {
+                queue.extend(addresses.iter().rev().cloned());
+            }
+            let Some(address) = queue.pop() else {
+                break;
+            };
+            match inner
+                .ask(&address, |client, context| {
+                    let (node, own) = (inner.node, inner.address.clone());
+                    async move { client.join(context, node, own).await }
+                })
+                .await
+            {
+                Ok(Ok(cluster)) => {
+                    inner.member.store(true, Ordering::Release);
+                    return Ok(cluster);
+                }
+                Ok(Err(Refusal::NotLeader(Some(leader)))) => queue.push(leader),
+                Ok(Err(refusal)) => last = format!("{address}: {refusal}"),
+                Err(error) => last = error,
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+        Err(ControlError::Unavailable(format!(
+            "the cluster could not be joined: {last}"
+        )))
+    }
+
+    /// Serves one connection of kind Control.
+    pub async fn serve(&self, connection: Connection) {
+        let server = Server { store: self.clone() };
+        rpc::serve(connection, server.serve(), MAX_REQUESTS).await;
+    }
+
+    /// Who leads, who votes, who follows, as known here.
+    #[must_use]
+    pub fn status(&self) -> ControlStatus {
+        let metrics = self.inner.raft.metrics().borrow().clone();
+        let membership = metrics.membership_config.membership();
+        ControlStatus {
+            leader: metrics.current_leader,
+            voters: membership.voter_ids().collect(),
+            learners: membership.learner_ids().collect(),
+            term: metrics.current_term,
+        }
+    }
+
+    /// Stops taking part. The store's calls fail afterwards.
+    pub async fn shutdown(&self) {
+        self.inner.stop.cancel();
+        if let Err(error) = self.inner.raft.shutdown().await {
+            tracing::warn!(%error, "the control plane did not stop cleanly");
+        }
+    }
+
+    /// A node that comes back at another address tells the leader.
+    async fn announce_address(self) {
+        loop {
+            let known = self.inner.members().get(&self.inner.node).cloned();
+            if known.is_some_and(|node| node.addr == self.inner.address) || self.inner.stop.is_cancelled() {
+                return;
+            }
+            let others: Vec<String> = self
+                .inner
+                .members()
+                .into_iter()
+                .filter(|(id, _)| *id != self.inner.node)
+                .map(|(_, n)| n.addr)
+                .collect();
+            if others.is_empty() {
+                // Alone: the leader is this node itself.
+                let _ = self.inner.add_member(self.inner.node, &self.inner.address).await;
+            } else if let Err(error) = self.join(&others).await {
+                tracing::warn!(%error, "this node's new address is not known to the others yet");
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+}
+
+impl Inner {
+    fn members(&self) -> BTreeMap<NodeId, BasicNode> {
+        let metrics = self.raft.metrics().borrow().clone();
+        metrics
+            .membership_config
+            .nodes()
+            .map(|(id, node)| (*id, node.clone()))
+            .collect()
+    }
+
+    fn leads(&self) -> bool {
+        *self.leader.borrow()
+    }
+
+    /// One request to the daemon at an address.
+    async fn ask<T, F>(&self, address: &str, call: impl FnOnce(ControlClient, Context) -> F) -> Result<T, String>
+    where
+        F: Future<Output = Result<T, tarpc::client::RpcError>>,
+    {
+        let client = self.peers.client(address).await.map_err(|e| e.to_string())?;
+        let context = within(self.settings.deadline);
+        call(client, context).await.map_err(|e| format!("{address}: {e}"))
+    }
+
+    /// Repeats a request until the leader answers it or the deadline passes.
+    async fn at_leader<T, L, R>(
+        &self,
+        local: impl Fn() -> L,
+        remote: impl Fn(ControlClient, Context) -> R,
+    ) -> Result<T, ControlError>
+    where
+        L: Future<Output = Result<T, Refusal>>,
+        R: Future<Output = Result<Result<T, Refusal>, tarpc::client::RpcError>>,
+    {
+        let deadline = Instant::now() + self.settings.deadline;
+        let mut last = "the control plane has no leader: a majority of its voters must answer".to_owned();
+        loop {
+            let metrics = self.raft.metrics().borrow().clone();
+            let answer = match metrics.current_leader {
+                Some(leader) if leader == self.node => Some(local().await),
+                Some(leader) => match self.members().get(&leader) {
+                    Some(node) => match tokio::time::timeout_at(deadline, self.ask(&node.addr, &remote)).await {
+                        Ok(Ok(answer)) => Some(answer),
+                        Ok(Err(error)) => {
+                            last = error;
+                            None
+                        }
+                        Err(_) => None,
+                    },
+                    None => None,
+                },
+                None => None,
+            };
+            match answer {
+                Some(Ok(value)) => return Ok(value),
+                Some(Err(Refusal::Failed(text))) => last = text,
+                Some(Err(Refusal::NotLeader(_))) | None => {}
+            }
+            if Instant::now() >= deadline || self.stop.is_cancelled() {
+                return Err(ControlError::Unavailable(last));
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    fn refusal(&self, error: &dyn std::fmt::Display, leader: Option<(Option<NodeId>, Option<BasicNode>)>) -> Refusal {
+        match leader {
+            Some((_, node)) => Refusal::NotLeader(node.map(|n| n.addr)),
+            None => Refusal::Failed(error.to_string()),
+        }
+    }
+
+    /// At the leader: a command into the log.
+    async fn propose(&self, command: Command) -> Result<Answer, Refusal> {
+        match self.raft.client_write(command).await {
+            Ok(response) => response
+                .data
+                .ok_or_else(|| Refusal::Failed("a command was not answered".into())),
+            Err(error) => {
+                let to = error.forward_to_leader().map(|f| (f.leader_id, f.leader_node.clone()));
+                Err(self.refusal(&error, to))
+            }
+        }
+    }
+
+    /// At the leader: a read of what is committed.
+    async fn read(&self, query: &Query) -> Result<(Vec<Row>, Revision), Refusal> {
+        if let Err(error) = self.raft.ensure_linearizable().await {
+            let to = error.forward_to_leader().map(|f| (f.leader_id, f.leader_node.clone()));
+            return Err(self.refusal(&error, to));
+        }
+        let kv = self.machine.kv();
+        let rows = match query {
+            Query::Get(key) => kv.get(key).cloned().into_iter().collect(),
+            Query::Range(prefix) => kv.range(prefix),
+        };
+        Ok((rows, kv.revision()))
+    }
+
+    /// At the leader: a lease is kept.
+    fn keep_alive(&self, lease: LeaseId) -> Result<bool, Refusal> {
+        if !self.leads() {
+            return Err(Refusal::NotLeader(None));
+        }
+        let ttl = self.machine.kv().leases().get(&lease).copied();
+        if let Some(ttl) = ttl {
+            self.leases.lock().keep(lease, ttl);
+        }
+        Ok(ttl.is_some())
+    }
+
+    /// At the leader: a node becomes a member, or has a new address.
+    async fn add_member(&self, node: NodeId, address: &str) -> Result<(), Refusal> {
+        let member = BasicNode::new(address);
+        let nodes = BTreeMap::from([(node, member.clone())]);
+        let change = match self.members().get(&node) {
+            Some(known) if *known == member => return Ok(()),
+            Some(_) => ChangeMembers::SetNodes(nodes),
+            None => ChangeMembers::AddNodes(nodes),
+        };
+        match self.raft.change_membership(change, true).await {
+            Ok(_) => Ok(()),
+            Err(error) => {
+                let to = error.forward_to_leader().map(|f| (f.leader_id, f.leader_node.clone()));
+                Err(self.refusal(&error, to))
+            }
+        }
+    }
+}
+
+fn unavailable(error: impl std::fmt::Display) -> ControlError {
+    ControlError::Unavailable(error.to_string())
+}
+
+fn wrong(answer: Answer) -> ControlError {
+    ControlError::Unavailable(format!("a command was answered by {answer:?}"))
+}
+
+#[async_trait]
+impl ControlStore for RaftStore {
+    async fn get(&self, key: &str) -> Result<Option<Row>, ControlError> {
+        let query = Query::Get(key.to_owned());
+        let local = || self.inner.read(&query);
+        let (rows, _) = self
+            .inner
+            .at_leader(local, |client, context| {
+                let query = query.clone();
+                async move { client.read(context, query).await }
+            })
+            .await?;
+        Ok(rows.into_iter().next())
+    }
+
+    async fn range(&self, prefix: &str) -> Result<(Vec<Row>, Revision), ControlError> {
+        let query = Query::Range(prefix.to_owned());
+        let local = || self.inner.read(&query);
+        self.inner
+            .at_leader(local, |client, context| {
+                let query = query.clone();
+                async move { client.read(context, query).await }
+            })
+            .await
+    }
+
+    async fn transact(&self, transaction: Transaction) -> Result<Outcome, ControlError> {
+        match self.propose(Command::Transact(transaction)).await? {
+            Answer::Outcome(outcome) => Ok(outcome),
+            other => Err(wrong(other)),
+        }
+    }
+
+    async fn changes(&self, prefix: &str, after: Revision) -> Result<(Vec<Event>, Revision), ControlError> {
+        let deadline = Instant::now() + WATCH_WAIT;
+        let mut revisions = self.inner.machine.revisions();
+        loop {
+            if self.inner.stop.is_cancelled() {
+                return Err(ControlError::Unavailable("the control plane has stopped here".into()));
+            }
+            {
+                let kv = self.inner.machine.kv();
+                let events = kv.events(prefix, after).map_err(ControlError::Compacted)?;
+                if !events.is_empty() || Instant::now() >= deadline {
+                    return Ok((events, kv.revision()));
+                }
+            }
+            // A closed channel means that the state machine is gone: the stop above shows next.
+            let _ = tokio::time::timeout_at(deadline, revisions.changed()).await;
+        }
+    }
+
+    async fn grant(&self, ttl: Duration) -> Result<LeaseId, ControlError> {
+        match self.propose(Command::Grant(ttl)).await? {
+            Answer::Granted(lease) => Ok(lease),
+            other => Err(wrong(other)),
+        }
+    }
+
+    async fn keep_alive(&self, lease: LeaseId) -> Result<bool, ControlError> {
+        let local = || async { self.inner.keep_alive(lease) };
+        self.inner
+            .at_leader(local, |client, context| async move {
+                client.keep_alive(context, lease).await
+            })
+            .await
+    }
+
+    async fn revoke(&self, lease: LeaseId) -> Result<(), ControlError> {
+        match self.propose(Command::Revoke(lease)).await? {
+            Answer::Revoked(_) => Ok(()),
+            other => Err(wrong(other)),
+        }
+    }
+
+    fn leadership(&self) -> watch::Receiver<bool> {
+        self.inner.leader.subscribe()
+    }
+}
+
+impl RaftStore {
+    async fn propose(&self, command: Command) -> Result<Answer, ControlError> {
+        let local = || self.inner.propose(command.clone());
+        self.inner
+            .at_leader(local, |client, context| {
+                let command = command.clone();
+                async move { client.propose(context, command).await }
+            })
+            .await
+    }
+}
+
+/// Serves the other nodes' requests.
+#[derive(Clone)]
+struct Server {
+    store: RaftStore,
+}
+
+/// Decodes a message of Raft's, gives it to Raft, encodes the answer.
+async fn pass<Req, Resp, F>(request: Payload, call: impl FnOnce(Req) -> F) -> Result<Payload, String>
+where
+    Req: DeserializeOwned,
+    Resp: Serialize,
+    F: Future<Output = Resp>,
+{
+    let request = postcard::from_bytes(&request).map_err(|e| e.to_string())?;
+    let answer = call(request).await;
+    postcard::to_allocvec(&answer)
+        .map(|bytes| Payload(bytes.into()))
+        .map_err(|e| e.to_string())
+}
+
+impl Control for Server {
+    async fn append_entries(self, _: Context, request: Payload) -> Result<Payload, String> {
+        pass(request, |request| self.store.inner.raft.append_entries(request)).await
+    }
+
+    async fn vote(self, _: Context, request: Payload) -> Result<Payload, String> {
+        pass(request, |request| self.store.inner.raft.vote(request)).await
+    }
+
+    async fn install_snapshot(self, _: Context, request: Payload) -> Result<Payload, String> {
+        pass(request, |request| self.store.inner.raft.install_snapshot(request)).await
+    }
+
+    async fn propose(self, _: Context, command: Command) -> Result<Answer, Refusal> {
+        self.store.inner.propose(command).await
+    }
+
+    async fn read(self, _: Context, query: Query) -> Result<(Vec<Row>, Revision), Refusal> {
+        self.store.inner.read(&query).await
+    }
+
+    async fn keep_alive(self, _: Context, lease: LeaseId) -> Result<bool, Refusal> {
+        self.store.inner.keep_alive(lease)
+    }
+
+    async fn join(self, _: Context, node: NodeId, address: String) -> Result<ClusterId, Refusal> {
+        let inner = &self.store.inner;
+        let cluster = inner
+            .identity
+            .cluster()
+            .ok_or_else(|| Refusal::Failed("it is in no cluster itself".into()))?;
+        inner.add_member(node, &address).await.map(|()| cluster)
+    }
+
+    async fn ping(self, _: Context) {}
+}

@@ -1,0 +1,146 @@
+//! How Raft's messages travel: one connection of kind Control to each node, opened when needed.
+
+use super::service::{ControlClient, ControlRequest, ControlResponse};
+use super::types::TypeConfig;
+use crate::rpc::{ConnectError, Identity, Kind, Limits, Payload, Peer, within};
+use crate::volume::NodeId;
+use openraft::error::{InstallSnapshotError, NetworkError, RPCError, RaftError, RemoteError, Unreachable};
+use openraft::network::RPCOption;
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, InstallSnapshotResponse, VoteRequest,
+    VoteResponse,
+};
+use openraft::{BasicNode, RaftNetwork, RaftNetworkFactory};
+use parking_lot::Mutex;
+use serde::{Serialize, de::DeserializeOwned};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Addresses that a connection is kept to; more are forgotten.
+const MAX_PEERS: usize = 256;
+/// Time to open a connection.
+const CONNECT: Duration = Duration::from_secs(2);
+
+type ControlPeer = Arc<Peer<ControlRequest, ControlResponse>>;
+type Failure<E> = RPCError<NodeId, BasicNode, RaftError<NodeId, E>>;
+
+/// Connections by address.
+#[derive(Clone)]
+pub(super) struct Peers {
+    identity: Identity,
+    peers: Arc<Mutex<HashMap<String, ControlPeer>>>,
+}
+
+impl Peers {
+    pub(super) fn new(identity: Identity) -> Self {
+        Self {
+            identity,
+            peers: Arc::default(),
+        }
+    }
+
+    fn peer(&self, address: &str) -> ControlPeer {
+        let mut peers = self.peers.lock();
+        if let Some(peer) = peers.get(address) {
+            return peer.clone();
+        }
+        if peers.len() >= MAX_PEERS {
+            peers.clear();
+        }
+        let limits = Limits {
+            connect: CONNECT,
+            ..Limits::default()
+        };
+        let peer = Peer::new(address.to_owned(), Kind::Control, self.identity.clone(), limits);
+        peers.insert(address.to_owned(), peer.clone());
+        peer
+    }
+
+    /// A client of the daemon at an address.
+    pub(super) async fn client(&self, address: &str) -> Result<ControlClient, ConnectError> {
+        Ok(ControlClient::from(self.peer(address).channel().await?))
+    }
+}
+
+impl RaftNetworkFactory<TypeConfig> for Peers {
+    type Network = Link;
+
+    async fn new_client(&mut self, target: NodeId, node: &BasicNode) -> Link {
+        Link {
+            peers: self.clone(),
+            target,
+            address: node.addr.clone(),
+        }
+    }
+}
+
+/// The way to one node.
+pub(super) struct Link {
+    peers: Peers,
+    target: NodeId,
+    address: String,
+}
+
+/// Which message.
+enum Call {
+    Append,
+    Vote,
+    Snapshot,
+}
+
+impl Link {
+    async fn call<Req, Resp, E>(&self, call: Call, request: &Req, option: &RPCOption) -> Result<Resp, Failure<E>>
+    where
+        Req: Serialize,
+        Resp: DeserializeOwned,
+        E: std::error::Error + DeserializeOwned + 'static,
+    {
+        let broken = |error: &(dyn std::error::Error + 'static)| {
+            RPCError::Network(NetworkError::new(&std::io::Error::other(error.to_string())))
+        };
+        let client = self
+            .peers
+            .client(&self.address)
+            .await
+            .map_err(|e| RPCError::Unreachable(Unreachable::new(&e)))?;
+        let bytes = postcard::to_allocvec(request).map_err(|e| broken(&e))?;
+        let (context, payload) = (within(option.hard_ttl()), Payload(bytes.into()));
+        let answer = match call {
+            Call::Append => client.append_entries(context, payload).await,
+            Call::Vote => client.vote(context, payload).await,
+            Call::Snapshot => client.install_snapshot(context, payload).await,
+        };
+        let answer = answer
+            .map_err(|e| broken(&e))?
+            .map_err(|e| broken(&std::io::Error::other(e)))?;
+        let result: Result<Resp, RaftError<NodeId, E>> = postcard::from_bytes(&answer).map_err(|e| broken(&e))?;
+        result.map_err(|e| RPCError::RemoteError(RemoteError::new(self.target, e)))
+    }
+}
+
+impl RaftNetwork<TypeConfig> for Link {
+    async fn append_entries(
+        &mut self,
+        request: AppendEntriesRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<NodeId>, RPCError<NodeId, BasicNode, RaftError<NodeId>>> {
+        self.call(Call::Append, &request, &option).await
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        request: InstallSnapshotRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<InstallSnapshotResponse<NodeId>, Failure<InstallSnapshotError>> {
+        self.call(Call::Snapshot, &request, &option).await
+    }
+
+    async fn vote(
+        &mut self,
+        request: VoteRequest<NodeId>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<NodeId>, RPCError<NodeId, BasicNode, RaftError<NodeId>>> {
+        self.call(Call::Vote, &request, &option).await
+    }
+}

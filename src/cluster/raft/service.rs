@@ -1,0 +1,64 @@
+//! The control plane's messages between nodes, on connections of kind Control.
+//!
+//! openraft's own messages travel as postcard bytes: their types are openraft's, and a peer of another version shows as a decoding
+//! error, not as a wrong message.
+
+use crate::cluster::kv::{Answer, Command};
+use crate::cluster::store::{LeaseId, Revision, Row};
+use crate::rpc::Payload;
+use crate::volume::{ClusterId, NodeId};
+use serde::{Deserialize, Serialize};
+
+/// Why a request to the leader was refused.
+#[derive(Clone, Debug, Serialize, Deserialize, thiserror::Error)]
+pub enum Refusal {
+    /// The asked is not the leader; this is, as far as it knows.
+    #[error("not the leader")]
+    NotLeader(Option<String>),
+    /// Something else.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// What is read at the leader.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Query {
+    /// One key.
+    Get(String),
+    /// Keys by prefix.
+    Range(String),
+}
+
+/// The node's view of the control plane.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct ControlStatus {
+    /// The leader.
+    pub leader: Option<NodeId>,
+    /// Who votes.
+    pub voters: Vec<NodeId>,
+    /// Who follows without a vote.
+    pub learners: Vec<NodeId>,
+    /// The term.
+    pub term: u64,
+}
+
+/// Requests between the daemons' control planes.
+#[tarpc::service]
+pub trait Control {
+    /// Raft: entries of the log.
+    async fn append_entries(request: Payload) -> Result<Payload, String>;
+    /// Raft: an election.
+    async fn vote(request: Payload) -> Result<Payload, String>;
+    /// Raft: a part of a snapshot.
+    async fn install_snapshot(request: Payload) -> Result<Payload, String>;
+    /// To the leader: put a command into the log and apply it.
+    async fn propose(command: Command) -> Result<Answer, Refusal>;
+    /// To the leader: read what is committed as of now.
+    async fn read(query: Query) -> Result<(Vec<Row>, Revision), Refusal>;
+    /// To the leader: a lease is kept.
+    async fn keep_alive(lease: LeaseId) -> Result<bool, Refusal>;
+    /// To the leader: a node wants to be a member, at this address.
+    async fn join(node: NodeId, address: String) -> Result<ClusterId, Refusal>;
+    /// Answers when the daemon lives.
+    async fn ping() -> ();
+}

@@ -1,0 +1,252 @@
+//! The embedded store on real connections: one node, three nodes, any one lost, restarts, a damaged disk.
+
+use super::{RaftSettings, RaftStore};
+use crate::cluster::{Change, Compare, ControlStore, Outcome, Transaction, conformance};
+use crate::rpc::{Identity, Kind, Server};
+use crate::volume::{ClusterId, NodeId};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+const DEADLINE: Duration = Duration::from_secs(60);
+
+fn settings() -> RaftSettings {
+    RaftSettings {
+        heartbeat: Duration::from_millis(100),
+        election: Duration::from_millis(800),
+        deadline: Duration::from_secs(30),
+        voter_grace: Duration::from_secs(300),
+    }
+}
+
+struct Member {
+    id: NodeId,
+    directory: PathBuf,
+    address: String,
+    store: RaftStore,
+    server: Server,
+}
+
+struct Nodes {
+    cluster: ClusterId,
+    directory: tempfile::TempDir,
+    members: Vec<Option<Member>>,
+}
+
+impl Nodes {
+    async fn start(count: u8) -> Self {
+        let mut nodes = Self {
+            cluster: ClusterId::random(),
+            directory: tempfile::tempdir().unwrap(),
+            members: Vec::new(),
+        };
+        for i in 0..count {
+            let id = NodeId::from_bytes([i + 1; 16]);
+            let directory = nodes.directory.path().join(i.to_string());
+            let identity = Identity::new(id, (i == 0).then_some(nodes.cluster));
+            let member = Self::open(id, directory, "127.0.0.1:0", identity.clone()).await;
+            if i == 0 {
+                member.store.initialise().await.unwrap();
+            } else {
+                let cluster = member.store.join(&[nodes.get(0).address.clone()]).await.unwrap();
+                identity.set_cluster(cluster).unwrap();
+            }
+            nodes.members.push(Some(member));
+        }
+        nodes
+    }
+
+    async fn open(id: NodeId, directory: PathBuf, bind: &str, identity: Identity) -> Member {
+        let builder = Server::bind(bind, identity.clone()).await.unwrap();
+        let address = builder.local_address().unwrap().to_string();
+        let store = RaftStore::open(&directory, identity, &address, settings())
+            .await
+            .unwrap();
+        let serve = store.clone();
+        let server = builder
+            .on(Kind::Control, move |connection| {
+                let store = serve.clone();
+                async move { store.serve(connection).await }
+            })
+            .start()
+            .unwrap();
+        Member {
+            id,
+            directory,
+            address,
+            store,
+            server,
+        }
+    }
+
+    fn get(&self, index: usize) -> &Member {
+        self.members[index].as_ref().unwrap()
+    }
+
+    fn handles(&self) -> Vec<Arc<dyn ControlStore>> {
+        self.members
+            .iter()
+            .flatten()
+            .map(|m| Arc::new(m.store.clone()) as Arc<dyn ControlStore>)
+            .collect()
+    }
+
+    async fn stop(&mut self, index: usize) -> (NodeId, PathBuf, String) {
+        let member = self.members[index].take().unwrap();
+        member.store.shutdown().await;
+        member.server.stop().await;
+        (member.id, member.directory, member.address)
+    }
+
+    async fn restart(&mut self, index: usize, (id, directory, _): (NodeId, PathBuf, String)) {
+        // At another address: the members learn it.
+        let identity = Identity::new(id, Some(self.cluster));
+        self.members[index] = Some(Self::open(id, directory, "127.0.0.1:0", identity).await);
+    }
+
+    /// Every member says it is alive, so that the leader lets it vote.
+    async fn all_vote(&self) {
+        for member in self.members.iter().flatten() {
+            let lease = member.store.grant(Duration::from_secs(300)).await.unwrap();
+            let live = Change::Put {
+                key: format!("live/{}", member.id),
+                value: "{}".into(),
+                lease: Some(lease),
+            };
+            let outcome = member
+                .store
+                .transact(Transaction {
+                    compares: vec![],
+                    changes: vec![live],
+                })
+                .await
+                .unwrap();
+            assert!(matches!(outcome, Outcome::Committed(_)));
+        }
+        eventually("three voters", || async {
+            self.get(0).store.status().voters.len() == 3
+        })
+        .await;
+    }
+}
+
+async fn eventually<F: Future<Output = bool>>(what: &str, condition: impl Fn() -> F) {
+    let wait = async {
+        while !condition().await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    assert!(
+        tokio::time::timeout(DEADLINE, wait).await.is_ok(),
+        "not in time: {what}"
+    );
+}
+
+fn put(key: &str, value: &str) -> Transaction {
+    Transaction {
+        compares: vec![Compare {
+            key: key.into(),
+            revision: 0,
+        }],
+        changes: vec![Change::Put {
+            key: key.into(),
+            value: value.into(),
+            lease: None,
+        }],
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_node_conforms() {
+    let nodes = Nodes::start(1).await;
+    conformance::all(&nodes.handles()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_nodes_conform() {
+    let nodes = Nodes::start(3).await;
+    nodes.all_vote().await;
+    conformance::all(&nodes.handles()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_nodes_go_on_without_any_one_which_catches_up_when_it_returns() {
+    let mut nodes = Nodes::start(3).await;
+    nodes.all_vote().await;
+    for lost in 0..3 {
+        let kept = nodes.stop(lost).await;
+        let other = (lost + 1) % 3;
+        let key = format!("without/{lost}");
+        let outcome = nodes.get(other).store.transact(put(&key, "x")).await.unwrap();
+        assert!(matches!(outcome, Outcome::Committed(_)), "{outcome:?}");
+        nodes.restart(lost, kept).await;
+        let back = &nodes.get(lost).store;
+        eventually("the returned node has what it missed", || async {
+            back.inner.machine.kv().get(&key).is_some()
+        })
+        .await;
+        assert_eq!(back.get(&key).await.unwrap().unwrap().value, "x");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_keeps_everything_even_without_a_clean_stop() {
+    let mut nodes = Nodes::start(1).await;
+    for i in 0..50 {
+        nodes.get(0).store.transact(put(&format!("k/{i}"), "v")).await.unwrap();
+    }
+    nodes.get(0).store.inner.raft.trigger().snapshot().await.unwrap();
+    nodes.get(0).store.transact(put("after", "v")).await.unwrap();
+    let kept = nodes.stop(0).await;
+    nodes.restart(0, kept).await;
+    let store = &nodes.get(0).store;
+    assert!(store.is_member());
+    assert_eq!(store.range("k/").await.unwrap().0.len(), 50);
+    assert_eq!(store.get("after").await.unwrap().unwrap().value, "v");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_truncated_store_is_an_error_that_names_the_file() {
+    let mut nodes = Nodes::start(1).await;
+    nodes.get(0).store.transact(put("k", "v")).await.unwrap();
+    let (id, directory, _) = nodes.stop(0).await;
+    let file = directory.join("raft.redb");
+    for keep in [0, 100, 5000] {
+        let length = std::fs::metadata(&file).unwrap().len();
+        let whole = std::fs::read(&file).unwrap();
+        std::fs::File::options()
+            .write(true)
+            .open(&file)
+            .unwrap()
+            .set_len(length.min(keep))
+            .unwrap();
+        let identity = Identity::new(id, Some(nodes.cluster));
+        match RaftStore::open(&directory, identity, "127.0.0.1:1", settings()).await {
+            // An empty file is a new store: the node must join again.
+            Ok(store) => {
+                assert!(keep == 0 && !store.is_member());
+                store.shutdown().await;
+            }
+            Err(error) => {
+                let text = error.to_string();
+                assert!(text.contains("raft.redb") && text.contains("join"), "{text}");
+            }
+        }
+        std::fs::write(&file, whole).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_lease_of_a_killed_node_ends_long_before_its_time() {
+    let mut nodes = Nodes::start(3).await;
+    nodes.all_vote().await;
+    let leader = nodes.get(0).store.status().leader.unwrap();
+    let lost = (0..3).find(|i| nodes.get(*i).id != leader).unwrap();
+    let (id, ..) = nodes.stop(lost).await;
+    let other = &nodes.get((lost + 1) % 3).store;
+    // The lease would live five minutes.
+    eventually("the lease has ended", || async {
+        other.get(&format!("live/{id}")).await.unwrap().is_none()
+    })
+    .await;
+}
