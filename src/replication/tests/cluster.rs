@@ -193,8 +193,8 @@ pub(super) struct Cluster {
 fn options() -> Options {
     Options {
         replica_deadline: Duration::from_secs(20),
-        reconnect_deadline: Duration::from_millis(500),
-        activation_deadline: Duration::from_millis(500),
+        reconnect_deadline: Duration::from_secs(5),
+        activation_deadline: Duration::from_secs(10),
         sync_yield: Duration::from_millis(5),
         sync_retry: Duration::from_millis(50),
     }
