@@ -5,7 +5,7 @@
 //! I/O error, and only the checkpoint thread waits here. The length is kept in two alternating checksummed blocks, since redb checks
 //! it against its header.
 
-use super::layout::META_START;
+use super::layout::{META_MAX, META_START};
 use crate::block::{BLOCK_SIZE, BlockDevice, DeviceError, Write};
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
@@ -30,7 +30,6 @@ const RETRY: Duration = Duration::from_millis(200);
 /// redb's storage on a device.
 pub(super) struct MetaArea {
     device: Arc<dyn BlockDevice>,
-    limit: u64,
     length: AtomicU64,
     /// Blocks written since the last sync, by number on the device. Held by a sync until they are on the device.
     unsynced: Mutex<Unsynced>,
@@ -77,11 +76,7 @@ fn io_error(error: DeviceError) -> io::Error {
 }
 
 impl MetaArea {
-    pub(super) fn open(
-        device: Arc<dyn BlockDevice>,
-        limit: u64,
-        closing: Arc<AtomicBool>,
-    ) -> Result<Self, DeviceError> {
+    pub(super) fn open(device: Arc<dyn BlockDevice>, closing: Arc<AtomicBool>) -> Result<Self, DeviceError> {
         let mut newest = (0, 0);
         let mut block = vec![0; BLOCK_SIZE];
         for at in LENGTHS {
@@ -90,7 +85,6 @@ impl MetaArea {
         }
         Ok(Self {
             device,
-            limit,
             length: AtomicU64::new(newest.1),
             unsynced: Mutex::new(Unsynced {
                 blocks: BTreeMap::new(),
@@ -163,7 +157,7 @@ impl redb::StorageBackend for MetaArea {
     }
 
     fn set_len(&self, length: u64) -> io::Result<()> {
-        if length > self.limit {
+        if length > META_MAX {
             return Err(io::Error::new(
                 io::ErrorKind::StorageFull,
                 "the volume's metadata area is full",

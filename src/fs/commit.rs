@@ -26,6 +26,8 @@ const CHANGES_MAX: usize = 96 << 20;
 const EARLY_COMMIT_BYTES: usize = 2 << 20;
 /// Age of the log at which a checkpoint starts.
 const CHECKPOINT_AGE: Duration = Duration::from_secs(30);
+/// Time between checkpoints that a full metadata area makes for little.
+const MADE_ROOM_AGE: Duration = Duration::from_secs(1);
 /// Longest single write to the device.
 const WRITE_MAX: usize = 1 << 20;
 
@@ -60,6 +62,8 @@ pub(super) struct Commit {
     checkpoint_running: bool,
     /// Why the database gave up, if it did.
     broken: Option<FsError>,
+    /// When a full metadata area last made a checkpoint.
+    made_room: Option<Instant>,
     /// A commit is wanted before the timer's next tick.
     early: bool,
 }
@@ -211,6 +215,20 @@ impl Core {
         result.map(|()| upto)
     }
 
+    /// A checkpoint that finds out what removals gave back of the metadata area. False if that is not worth one now.
+    pub(super) fn make_metadata_room(&self) -> Result<bool, FsError> {
+        let pending = self.state.lock().store.pending_bytes() as u64;
+        let mut commit = self.commit.lock();
+        let lately = commit.made_room.is_some_and(|at| at.elapsed() < MADE_ROOM_AGE);
+        if pending == 0 || (lately && pending < self.superblock.rows_limit() / 32) {
+            return Ok(false);
+        }
+        commit.made_room = Some(Instant::now());
+        drop(commit);
+        self.checkpoint_all()?;
+        Ok(true)
+    }
+
     /// The last checkpoint, at close.
     pub(super) fn checkpoint_all(&self) -> Result<(), FsError> {
         let mut commit = self.commit.lock();
@@ -283,6 +301,7 @@ impl Core {
                 let disk = self.disk.lock().clone();
                 let result = disk.ok_or(FsError::Closed).and_then(|disk| {
                     disk.apply(&rows, generation)?;
+                    self.row_bytes.store(disk.row_bytes(), Ordering::Release);
                     disk.base()
                 });
                 let broken = match result {

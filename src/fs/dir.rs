@@ -79,7 +79,7 @@ impl Core {
         content: Content,
     ) -> Result<Attr, FsError> {
         check_name(name)?;
-        let mut state = self.change()?;
+        let mut state = self.change_adding()?;
         let mut directory = state.directory(parent)?;
         if self.find(&state, parent, name)?.is_some() {
             return posix(libc::EEXIST);
@@ -294,7 +294,7 @@ impl FileSystem {
     /// `EPERM` for a directory, `EMLINK`, and as [`Self::mknod`].
     pub fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<Attr, FsError> {
         check_name(name)?;
-        let mut state = self.core.change()?;
+        let mut state = self.core.change_adding()?;
         let mut inode = state.inode(ino)?;
         if inode.is_dir() {
             return posix(libc::EPERM);

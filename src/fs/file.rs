@@ -72,6 +72,12 @@ impl FileSystem {
                     return Ok(data.len() as u32);
                 }
                 Planned::NeedsAlone => alone = true,
+                Planned::MetadataFull => {
+                    drop(ticket);
+                    if !core.make_metadata_room()? {
+                        return posix(libc::ENOSPC);
+                    }
+                }
                 Planned::NoSpace => {
                     drop(ticket);
                     if !core.reclaim_now()? {
@@ -166,6 +172,8 @@ enum Planned {
     Ready(Plan),
     /// The file's last block must be changed too: hold the inode's edge lock alone.
     NeedsAlone,
+    /// Holes cannot be filled: the metadata area is nearly full.
+    MetadataFull,
     NoSpace,
 }
 
@@ -207,6 +215,9 @@ impl Core {
                 return Ok(Planned::NeedsAlone);
             }
             plan.tail = Some((block, (inode.size % BLOCK) as usize));
+        }
+        if self.is_metadata_full(&state) && state.has_holes(ino, &inode, first, count)? {
+            return Ok(Planned::MetadataFull);
         }
         let complete = state.fill_holes(ino, &mut inode, first, count, &mut plan.fresh)?;
         if !complete {
@@ -294,6 +305,14 @@ impl Core {
             require_file(&inode)?;
             let first = offset / BLOCK;
             let mut fresh = Vec::new();
+            if self.is_metadata_full(&state) {
+                drop(state);
+                drop(_ticket);
+                if !self.make_metadata_room()? {
+                    return posix(libc::ENOSPC);
+                }
+                continue;
+            }
             let complete = state.fill_holes(ino, &mut inode, first, end.div_ceil(BLOCK) - first, &mut fresh)?;
             if complete {
                 if !keep_size && end > inode.size {
@@ -362,6 +381,10 @@ impl Core {
 }
 
 impl super::State {
+    fn has_holes(&self, ino: Ino, inode: &Inode, first: u64, count: u64) -> Result<bool, FsError> {
+        Ok(self.map(ino, inode, first, count)?.iter().any(|s| s.physical.is_none()))
+    }
+
     /// Allocates every hole in a range; false if the space ran out on the way.
     fn fill_holes(
         &mut self,

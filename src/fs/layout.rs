@@ -16,6 +16,8 @@ pub(super) const LOG_HALF: u64 = LOG_BLOCKS / 2;
 pub(super) const META_START: u64 = LOG_START + LOG_BLOCKS;
 /// Blocks reserved for it: 64 GiB.
 const META_BLOCKS: u64 = 16 * 1024 * EXTENT_BLOCKS;
+/// Bytes reserved for it.
+pub(super) const META_MAX: u64 = META_BLOCKS * BLOCK_SIZE as u64;
 /// First block of file data.
 pub(super) const DATA_START: u64 = META_START + META_BLOCKS;
 
@@ -46,9 +48,16 @@ impl Superblock {
     pub(super) fn new(capacity: u64, secret: [u8; 16]) -> Self {
         Self {
             data_blocks: capacity / BLOCK_SIZE as u64,
-            meta_limit: (capacity / 8).clamp(256 << 20, META_BLOCKS * BLOCK_SIZE as u64),
+            meta_limit: (capacity / 8).clamp(256 << 20, META_MAX),
             secret,
         }
+    }
+
+    /// Bytes of rows that new names, files and extents may fill; the rest is for removals. A row takes twice its bytes in the
+    /// database, whose pages may be half full, and a checkpoint needs room beside that.
+    pub(super) fn rows_limit(&self) -> u64 {
+        let limit = self.meta_limit.min(META_MAX / 4 * 3);
+        (limit - (limit / 4).min(64 << 20)) / 2
     }
 
     pub(super) fn encode(&self) -> Vec<u8> {

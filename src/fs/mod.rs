@@ -106,6 +106,8 @@ struct Core {
     window_since: Arc<AtomicU64>,
     /// `commit.durable`, for a look without the lock.
     durable: AtomicU64,
+    /// Bytes of the rows in the database.
+    row_bytes: AtomicU64,
     /// Gone once closed: another daemon may have the volume then.
     disk: Mutex<Option<Arc<Disk>>>,
     closing: Arc<AtomicBool>,
@@ -127,7 +129,7 @@ impl FileSystem {
         let secret = *uuid::Uuid::new_v4().as_bytes();
         let superblock = Superblock::new(capacity, secret);
         let closing = Arc::new(AtomicBool::new(true));
-        let disk = Disk::open(MetaArea::open(device.clone(), superblock.meta_limit, closing)?, 1 << 20)?;
+        let disk = Disk::open(MetaArea::open(device.clone(), closing)?, 1 << 20)?;
         let mut store = Store::new(disk.base()?);
         let counters = Counters {
             next_ino: ROOT + 1,
@@ -178,7 +180,7 @@ impl FileSystem {
         let superblock =
             Superblock::read(&*device)?.ok_or_else(|| FsError::Format("the device holds no file system".into()))?;
         let closing = Arc::new(AtomicBool::new(false));
-        let area = MetaArea::open(device.clone(), superblock.meta_limit, closing.clone())?;
+        let area = MetaArea::open(device.clone(), closing.clone())?;
         let disk = Disk::open(area, options.metadata_cache_bytes)?;
         let base = disk.base()?;
         let generation = Disk::generation(&base)?;
@@ -225,6 +227,7 @@ impl FileSystem {
             drained: Condvar::new(),
             window_since,
             durable: AtomicU64::new(0),
+            row_bytes: AtomicU64::new(disk.row_bytes()),
             disk: Mutex::new(Some(Arc::new(disk))),
             closing,
             device,
@@ -272,13 +275,14 @@ impl FileSystem {
     /// [`FsError::Closed`].
     pub fn statfs(&self) -> Result<StatFs, FsError> {
         let state = self.core.state()?;
-        // A file's metadata takes less than 256 bytes in the usual case.
-        let files = self.core.superblock.meta_limit / 256;
+        // A file's rows take less than 256 bytes in the usual case.
+        let room = self.core.superblock.rows_limit();
+        let files_free = room.saturating_sub(self.core.all_row_bytes(&state)) / 256;
         Ok(StatFs {
             blocks: self.core.superblock.data_blocks,
             free: state.counters.free + state.freed.blocks(),
-            files,
-            files_free: files.saturating_sub(state.counters.inodes),
+            files: state.counters.inodes + files_free,
+            files_free,
         })
     }
 }
@@ -323,6 +327,30 @@ impl Core {
         let mut state = self.state.lock();
         state.op += 1;
         Ok(state)
+    }
+
+    /// The state, for an operation that adds rows: `ENOSPC` when the metadata area is nearly full.
+    fn change_adding(&self) -> Result<MutexGuard<'_, State>, FsError> {
+        loop {
+            let state = self.change()?;
+            if !self.is_metadata_full(&state) {
+                return Ok(state);
+            }
+            drop(state);
+            if !self.make_metadata_room()? {
+                return posix(libc::ENOSPC);
+            }
+        }
+    }
+
+    /// Bytes of all rows, at most: a row that changes again counts twice until the next checkpoint, one that goes until then too.
+    fn all_row_bytes(&self, state: &State) -> u64 {
+        self.row_bytes.load(Ordering::Acquire) + state.store.pending_bytes() as u64
+    }
+
+    /// Whether only removals may change rows.
+    fn is_metadata_full(&self, state: &State) -> bool {
+        self.all_row_bytes(state) > self.superblock.rows_limit()
     }
 
     /// Runs freed by operations before the last stop, still to be discarded; orphans are handled by `orphan`.

@@ -147,6 +147,9 @@ pub(super) const COUNTERS: &[u8] = b"Mcounters";
 /// The generation of the intent log that goes on from this database.
 pub(super) const GENERATION: &[u8] = b"Mgeneration";
 
+/// Bytes of all rows, each with 8 more.
+pub(super) const ROW_BYTES: &[u8] = b"Mrowbytes";
+
 fn numbered(kind: u8, numbers: &[u64]) -> Vec<u8> {
     let mut key = Vec::with_capacity(1 + numbers.len() * 8);
     key.push(kind);

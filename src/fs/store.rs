@@ -7,11 +7,12 @@
 use super::backend::MetaArea;
 use super::error::FsError;
 use super::log::{Change, change_size};
-use super::rows::{GENERATION, number};
-use redb::{Database, ReadOnlyTable, ReadableDatabase, TableDefinition};
+use super::rows::{GENERATION, ROW_BYTES, number};
+use redb::{Database, ReadOnlyTable, ReadableDatabase, TableDefinition, TableError};
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 const ROWS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("rows");
 
@@ -23,6 +24,8 @@ type Base = ReadOnlyTable<&'static [u8], &'static [u8]>;
 /// The database, shared with the checkpoint thread.
 pub(super) struct Disk {
     database: Database,
+    /// Bytes of all rows, kept in a row of its own.
+    row_bytes: AtomicU64,
 }
 
 impl Disk {
@@ -30,12 +33,25 @@ impl Disk {
         let database = Database::builder()
             .set_cache_size(cache_bytes)
             .create_with_backend(area)?;
-        let disk = Self { database };
-        if disk.base().is_err() {
+        let disk = Self {
+            database,
+            row_bytes: AtomicU64::new(0),
+        };
+        match disk.database.begin_read()?.open_table(ROWS) {
+            Ok(base) => {
+                let bytes = base.get(ROW_BYTES)?.and_then(|v| number(v.value())).unwrap_or(0);
+                disk.row_bytes.store(bytes, Ordering::Release);
+            }
             // A new database: make the table.
-            disk.apply(&Rows::new(), 0)?;
+            Err(TableError::TableDoesNotExist(_)) => disk.apply(&Rows::new(), 0)?,
+            Err(e) => return Err(e.into()),
         }
         Ok(disk)
+    }
+
+    /// Bytes of all rows, as of the last checkpoint.
+    pub(super) fn row_bytes(&self) -> u64 {
+        self.row_bytes.load(Ordering::Acquire)
     }
 
     pub(super) fn base(&self) -> Result<Base, FsError> {
@@ -54,17 +70,26 @@ impl Disk {
         txn.set_two_phase_commit(true);
         // Reopening after a crash then costs nothing that grows with the database.
         txn.set_quick_repair(true);
+        let mut bytes = self.row_bytes();
         {
             let mut table = txn.open_table(ROWS)?;
             for (key, value) in rows {
-                match value {
-                    Some(value) => table.insert(&key[..], &value[..])?,
+                let before = match value {
+                    Some(value) => {
+                        bytes += change_size(key, Some(value)) as u64;
+                        table.insert(&key[..], &value[..])?
+                    }
                     None => table.remove(&key[..])?,
                 };
+                if let Some(before) = before {
+                    bytes = bytes.saturating_sub(change_size(key, Some(before.value())) as u64);
+                }
             }
+            table.insert(ROW_BYTES, &bytes.to_le_bytes()[..])?;
             table.insert(GENERATION, &generation.to_le_bytes()[..])?;
         }
         txn.commit()?;
+        self.row_bytes.store(bytes, Ordering::Release);
         Ok(())
     }
 }
@@ -76,6 +101,8 @@ pub(super) struct Store {
     changes: Rows,
     /// Bytes of `changes`, about.
     changed_bytes: usize,
+    /// The same of `frozen`.
+    frozen_bytes: usize,
     /// Changes that are in no log record yet.
     unlogged: HashMap<Vec<u8>, Option<Vec<u8>>>,
     unlogged_bytes: usize,
@@ -88,6 +115,7 @@ impl Store {
             frozen: None,
             changes: Rows::new(),
             changed_bytes: 0,
+            frozen_bytes: 0,
             unlogged: HashMap::new(),
             unlogged_bytes: 0,
         }
@@ -230,6 +258,11 @@ impl Store {
         self.changed_bytes
     }
 
+    /// Bytes of changes that are not in the database, about.
+    pub(super) fn pending_bytes(&self) -> usize {
+        self.changed_bytes + self.frozen_bytes
+    }
+
     /// Bytes that the next log record would carry.
     pub(super) fn unlogged_bytes(&self) -> usize {
         self.unlogged_bytes
@@ -256,7 +289,7 @@ impl Store {
         if self.frozen.is_some() {
             return None;
         }
-        self.changed_bytes = 0;
+        self.frozen_bytes = std::mem::take(&mut self.changed_bytes);
         let rows = Arc::new(std::mem::take(&mut self.changes));
         self.frozen = Some(rows.clone());
         Some(rows)
@@ -266,5 +299,6 @@ impl Store {
     pub(super) fn thaw(&mut self, base: Base) {
         self.base = base;
         self.frozen = None;
+        self.frozen_bytes = 0;
     }
 }

@@ -35,7 +35,7 @@ impl FileSystem {
         if value.len() > VALUE_MAX {
             return posix(libc::E2BIG);
         }
-        let mut state = self.core.change()?;
+        let mut state = self.core.change_adding()?;
         let mut inode = state.inode(ino)?;
         let key = xattr_key(ino, name);
         let exists = state.store.get(&key)?.is_some();

@@ -4,6 +4,7 @@ mod behaviour;
 mod crash;
 mod device;
 mod model;
+mod trouble;
 
 use super::{Caller, FileSystem, Options};
 use crate::block::BlockDevice;
@@ -33,6 +34,17 @@ fn fresh(mib: u64) -> (Arc<CrashDevice>, Arc<FileSystem>) {
     assert!(!FileSystem::is_formatted(&plain).unwrap());
     FileSystem::format(&plain, mib << 20).unwrap();
     assert!(FileSystem::is_formatted(&plain).unwrap());
+    let fs = open(&device);
+    (device, fs)
+}
+
+/// A new file system whose metadata may grow to so many bytes.
+fn with_metadata_limit(mib: u64, meta_limit: u64) -> (Arc<CrashDevice>, Arc<FileSystem>) {
+    let (device, fs) = fresh(mib);
+    fs.close().unwrap();
+    let mut superblock = super::layout::Superblock::read(&*device).unwrap().unwrap();
+    superblock.meta_limit = meta_limit;
+    superblock.write(&*device).unwrap();
     let fs = open(&device);
     (device, fs)
 }
