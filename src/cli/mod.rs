@@ -11,7 +11,6 @@ mod namespace;
 mod node;
 mod output;
 mod run;
-mod size;
 #[cfg(test)]
 mod tests;
 mod volume;

@@ -1,8 +1,13 @@
-//! `storageos volume mount`: mounts in the caller's namespace and hands the descriptor to the daemon.
+//! `storageos volume mount`: mounts in the caller's namespace and hands the descriptor to the daemon, as `mount(8)` does
+//! through `mount.fuse.storageos`.
 
-use crate::api::{ApiError, Client};
+use crate::api::{ApiError, Client, Code};
+use mount_helper::options::MountOptions;
+use mount_helper::{MountArguments, MountError};
 use std::path::Path;
+use std::time::Duration;
 
+/// Mounts; blocks until the mount can be used.
 pub(super) fn mount(
     client: &Client,
     volume: &str,
@@ -10,6 +15,79 @@ pub(super) fn mount(
     options: &str,
     timeout: &str,
 ) -> Result<(), ApiError> {
-    let _ = (client, volume, directory, options, timeout);
-    Err(ApiError::internal("unwired"))
+    let mut parsed = MountOptions::default();
+    parsed
+        .add(options, false)
+        .map_err(|error| ApiError::new(Code::Usage, error))?;
+    parsed.socket.get_or_insert_with(|| client.socket().to_owned());
+    parsed.timeout = parse_time(timeout)?;
+    let arguments = MountArguments {
+        volume: volume.to_owned(),
+        mountpoint: directory.to_owned(),
+        options: parsed,
+        fake: false,
+    };
+    mount_helper::mount(&arguments).map_err(failed)
+}
+
+fn failed(error: MountError) -> ApiError {
+    let code = match &error {
+        MountError::NoDaemon { .. } | MountError::Daemon { .. } => Code::Unavailable,
+        MountError::Refused { code, .. } => match code.as_str() {
+            "not_found" => Code::NotFound,
+            "in_use" => Code::Conflict,
+            "invalid" => Code::Invalid,
+            "unavailable" => Code::Unavailable,
+            _ => Code::Failed,
+        },
+        MountError::Mountpoint { source, .. } if source.kind() == std::io::ErrorKind::NotFound => Code::NotFound,
+        _ => Code::Failed,
+    };
+    ApiError::new(code, error.to_string())
+}
+
+/// `20s`, `2m`, `500ms`; a bare number is seconds.
+pub(super) fn parse_time(text: &str) -> Result<Duration, ApiError> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let number: Option<u64> = number.parse().ok();
+    let time = match (number, unit) {
+        (Some(n), "" | "s") => Some(Duration::from_secs(n)),
+        (Some(n), "ms") => Some(Duration::from_millis(n)),
+        (Some(n), "m") => n.checked_mul(60).map(Duration::from_secs),
+        _ => None,
+    };
+    // An hour is longer than anybody waits, and far from where adding to a clock could overflow.
+    time.filter(|t| !t.is_zero() && *t <= Duration::from_secs(3600))
+        .ok_or_else(|| {
+            ApiError::new(
+                Code::Usage,
+                format!("{text:?} is not a time: expected as 20s or 2m, an hour at most"),
+            )
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_read_as_people_write_them() {
+        assert_eq!(parse_time("20s").unwrap(), Duration::from_secs(20));
+        assert_eq!(parse_time("2m").unwrap(), Duration::from_secs(120));
+        assert_eq!(parse_time("500ms").unwrap(), Duration::from_millis(500));
+        assert_eq!(parse_time("7").unwrap(), Duration::from_secs(7));
+        for wrong in [
+            "",
+            "s",
+            "0",
+            "2h",
+            "-1",
+            "61m",
+            "99999999999999999999s",
+            "18446744073709551615m",
+        ] {
+            assert!(parse_time(wrong).is_err(), "{wrong}");
+        }
+    }
 }

@@ -1,12 +1,100 @@
 //! `storageos node run`: the daemon's process: logs, signals, exit code.
 
 use super::args::RunOptions;
-use crate::api::ApiError;
+use super::volume::labels;
+use crate::api::{ApiError, Code, DEFAULT_SOCKET, SOCKET_IN_DATA_DIR};
+use crate::cluster::Timing;
+use crate::node::{ApiSocket, ControlConfig, DEFAULT_LEASE, Daemon, NodeConfig, Start, StartError};
+use crate::replication::Options;
 use std::process::ExitCode;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 
+/// Runs the daemon until SIGTERM or SIGINT.
 pub(super) fn run(options: RunOptions, debug: bool) -> Result<ExitCode, ApiError> {
     logs(if debug { "debug" } else { "info" }, options.log_format == "json");
-    Err(ApiError::internal("unwired"))
+    let config = config(options)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| ApiError::internal(format!("cannot start the async runtime: {e}")))?;
+    runtime.block_on(serve(config))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn serve(config: NodeConfig) -> Result<(), ApiError> {
+    let no_signals = |e| ApiError::internal(format!("cannot wait for signals: {e}"));
+    let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
+    let daemon = Daemon::start(config).await.map_err(failed)?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    let hurry = CancellationToken::new();
+    let hurried = hurry.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        hurried.cancel();
+    });
+    daemon.stop(hurry).await;
+    Ok(())
+}
+
+/// What a failed start is to whoever started the daemon.
+fn failed(error: StartError) -> ApiError {
+    let code = match &error {
+        StartError::Name(_) | StartError::Label(_) | StartError::Wildcard(_) => Code::Invalid,
+        StartError::DataDir(_) | StartError::Volumes { .. } | StartError::Plane(_) => Code::Failed,
+        StartError::Listen { .. } | StartError::Socket(_) => Code::Conflict,
+        StartError::Cluster(error) => error.code,
+    };
+    ApiError::new(code, error.to_string())
+}
+
+fn config(options: RunOptions) -> Result<NodeConfig, ApiError> {
+    let own = options.data_dir.join(SOCKET_IN_DATA_DIR);
+    let mut sockets = vec![ApiSocket {
+        path: own.clone(),
+        optional: false,
+    }];
+    match options.socket {
+        None => sockets.push(ApiSocket {
+            path: DEFAULT_SOCKET.into(),
+            optional: true,
+        }),
+        Some(path) if path.as_os_str() == "none" || same(&path, &own) => {}
+        Some(path) => sockets.push(ApiSocket { path, optional: false }),
+    }
+    let start = if options.init {
+        Start::Init
+    } else if options.join.is_empty() {
+        Start::Wait
+    } else {
+        Start::Join(options.join)
+    };
+    Ok(NodeConfig {
+        data_dir: options.data_dir,
+        listen: options.listen,
+        advertise: options.advertise,
+        name: options.name,
+        labels: labels(&options.label)?,
+        sockets,
+        control: ControlConfig::default(),
+        start,
+        lease: DEFAULT_LEASE,
+        replication: Options::default(),
+        timing: Timing::default(),
+    })
+}
+
+/// Whether two paths name the same file, as far as can be told before it is there.
+fn same(a: &std::path::Path, b: &std::path::Path) -> bool {
+    let absolute = |path: &std::path::Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    absolute(a) == absolute(b)
 }
 
 /// Sends logs to stderr for a command that is not the daemon.
@@ -17,9 +105,13 @@ pub(super) fn logs_for_people(level: &str) {
 /// Sends logs to stderr; `RUST_LOG` has the word over `level`.
 fn logs(level: &str, json: bool) {
     use tracing_subscriber::EnvFilter;
-    // The Raft library's own lines are about its messages, not about what happens to the cluster.
-    let filter = EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| EnvFilter::new(format!("{level},openraft=warn,fuser=warn,tarpc=warn")));
+    // What the libraries say of themselves is not what happens to the cluster.
+    let quiet = "openraft=error,fuser=warn,tarpc=warn";
+    let chosen = std::env::var("RUST_LOG").unwrap_or_else(|_| level.to_owned());
+    let filter = EnvFilter::try_new(format!("{quiet},{chosen}")).unwrap_or_else(|error| {
+        eprintln!("storageos: note: RUST_LOG is not understood ({error}); using {level}");
+        EnvFilter::new(format!("{quiet},{level}"))
+    });
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

@@ -5,6 +5,7 @@ use super::output::{self, Format};
 use super::{for_each, mount, on_terminal, print};
 use crate::api::types::*;
 use crate::api::{ApiError, Client, Code, escape};
+use crate::volume::Size;
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 
@@ -159,8 +160,11 @@ async fn create(client: &Client, options: CreateOptions) -> Result<(), ApiError>
     }
     let name = Name::parse(&options.volume, options.namespace.as_deref())?;
     let create = VolumeCreate {
-        size: super::size::parse(&options.size)
-            .map_err(|e| ApiError::invalid(format!("size {:?}: {e}", options.size)))?,
+        size: options
+            .size
+            .parse::<Size>()
+            .map_err(|e| ApiError::invalid(e.to_string()))?
+            .bytes(),
         namespace: name.namespace,
         name: name.name,
         description: options.description,

@@ -1,9 +1,10 @@
 //! The daemon's data directory: who the node is, and that one daemon at a time uses it.
 //!
-//! `lock` is held (flock) for the daemon's life; the kernel gives it back however the daemon ends. `node.json` is written once, at the
-//! first start, atomically. `control/` and `volumes/` belong to the control plane and to replication.
+//! `lock` is held (flock) for the daemon's life; the kernel gives it back however the daemon ends. `node.json` is written at the
+//! first start and when the node becomes a member of a cluster, atomically. `control/` and `volumes/` belong to the control plane and to replication.
 
-use crate::volume::NodeId;
+use crate::volume::{ClusterId, NodeId};
+use parking_lot::Mutex;
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
@@ -62,22 +63,31 @@ struct NodeFile {
     format: u32,
     id: NodeId,
     name: String,
+    /// Of which it is a member.
+    cluster: Option<ClusterId>,
     /// blake3 of the other fields, in hex.
     checksum: String,
 }
 
 impl NodeFile {
-    fn new(id: NodeId, name: &str) -> Self {
-        Self {
+    fn new(id: NodeId, name: &str, cluster: Option<ClusterId>) -> Self {
+        let mut file = Self {
             format: FORMAT,
             id,
             name: name.to_owned(),
-            checksum: Self::sum(FORMAT, id, name),
-        }
+            cluster,
+            checksum: String::new(),
+        };
+        file.checksum = file.sum();
+        file
     }
 
-    fn sum(format: u32, id: NodeId, name: &str) -> String {
-        blake3::hash(format!("{format} {id} {name}").as_bytes()).to_hex().to_string()
+    fn sum(&self) -> String {
+        let cluster = self
+            .cluster
+            .map_or_else(|| "-".to_owned(), |cluster| cluster.to_string());
+        let text = format!("{} {} {} {cluster}", self.format, self.id, self.name);
+        blake3::hash(text.as_bytes()).to_hex().to_string()
     }
 }
 
@@ -87,6 +97,7 @@ pub struct DataDir {
     path: PathBuf,
     id: NodeId,
     name: String,
+    cluster: Mutex<Option<ClusterId>>,
     _lock: File,
 }
 
@@ -119,7 +130,7 @@ impl DataDir {
         let node = match fs::read(&file) {
             Ok(bytes) => Self::check(&file, &bytes, name)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let node = NodeFile::new(NodeId::random(), name.ok_or(DataDirError::NoName)?);
+                let node = NodeFile::new(NodeId::random(), name.ok_or(DataDirError::NoName)?, None);
                 write_atomically(&file, &node).map_err(io_error(&file))?;
                 node
             }
@@ -133,6 +144,7 @@ impl DataDir {
             path,
             id: node.id,
             name: node.name,
+            cluster: Mutex::new(node.cluster),
             _lock: lock,
         })
     }
@@ -152,7 +164,7 @@ impl DataDir {
             });
         }
         let node: NodeFile = serde_json::from_value(value).map_err(|e| damaged(e.to_string()))?;
-        if node.checksum != NodeFile::sum(node.format, node.id, &node.name) {
+        if node.checksum != node.sum() {
             return Err(damaged("its checksum does not match".to_owned()));
         }
         match name {
@@ -162,12 +174,6 @@ impl DataDir {
             }),
             _ => Ok(node),
         }
-    }
-
-    /// The directory, absolute.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.path
     }
 
     /// The node's id.
@@ -180,6 +186,25 @@ impl DataDir {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The cluster of which the node is a member.
+    #[must_use]
+    pub fn cluster(&self) -> Option<ClusterId> {
+        *self.cluster.lock()
+    }
+
+    /// Keeps, durably, that the node is a member of a cluster.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn set_cluster(&self, cluster: ClusterId) -> Result<(), DataDirError> {
+        let mut kept = self.cluster.lock();
+        let path = self.path.join("node.json");
+        write_atomically(&path, &NodeFile::new(self.id, &self.name, Some(cluster)))
+            .map_err(|source| DataDirError::Io { path, source })?;
+        *kept = Some(cluster);
+        Ok(())
     }
 
     /// Where the control plane keeps its state.
@@ -229,10 +254,18 @@ mod tests {
         assert!(matches!(DataDir::open(home.path(), None), Err(DataDirError::NoName)));
         let first = DataDir::open(home.path(), Some("n1")).unwrap();
         let id = first.id();
-        assert!(matches!(DataDir::open(home.path(), Some("n1")), Err(DataDirError::InUse(_))));
+        assert!(matches!(
+            DataDir::open(home.path(), Some("n1")),
+            Err(DataDirError::InUse(_))
+        ));
         drop(first);
         let again = DataDir::open(home.path(), None).unwrap();
-        assert_eq!((again.id(), again.name()), (id, "n1"));
+        assert_eq!((again.id(), again.name(), again.cluster()), (id, "n1", None));
+        let cluster = ClusterId::random();
+        again.set_cluster(cluster).unwrap();
+        drop(again);
+        let again = DataDir::open(home.path(), None).unwrap();
+        assert_eq!((again.id(), again.name(), again.cluster()), (id, "n1", Some(cluster)));
         drop(again);
         let error = DataDir::open(home.path(), Some("n2")).unwrap_err();
         assert_eq!(error.to_string(), "this node is called n1, it cannot be started as n2");
@@ -260,13 +293,24 @@ mod tests {
 
     #[test]
     fn the_format_of_the_node_file_is_the_documented_one() {
-        let node = NodeFile::new("3f2b8c1e-0000-4000-8000-0000000000a1".parse().unwrap(), "n1");
+        let (id, cluster) = (
+            "3f2b8c1e-0000-4000-8000-0000000000a1",
+            "3f2b8c1e-0000-4000-8000-0000000000c1",
+        );
+        let node = NodeFile::new(id.parse().unwrap(), "n1", None);
         assert_eq!(
             serde_json::to_string(&node).unwrap(),
             format!(
-                r#"{{"format":1,"id":"3f2b8c1e-0000-4000-8000-0000000000a1","name":"n1","checksum":"{}"}}"#,
-                blake3::hash(b"1 3f2b8c1e-0000-4000-8000-0000000000a1 n1").to_hex()
+                r#"{{"format":1,"id":"{id}","name":"n1","cluster":null,"checksum":"{}"}}"#,
+                blake3::hash(format!("1 {id} n1 -").as_bytes()).to_hex()
             )
+        );
+        let node = NodeFile::new(id.parse().unwrap(), "n1", Some(cluster.parse().unwrap()));
+        assert_eq!(
+            node.checksum,
+            blake3::hash(format!("1 {id} n1 {cluster}").as_bytes())
+                .to_hex()
+                .to_string()
         );
     }
 }

@@ -1,1 +1,110 @@
-//! The daemon's composition root: starts, wires and stops the rest.
+//! The daemon: composition root of a node. Starts, wires and stops the rest; knows no protocol.
+//!
+//! [`Daemon::start`] with a [`NodeConfig`] gives a running node, in this process; `storageos node run` is no more than that.
+//!
+//! Inside: [`daemon`] is the life cycle; `volumes` reacts to the control store's view, with a `keeper` for each volume whose
+//! master is here; `mounts` and `unmount` are the life of a mount, over the `switch` device; `service` is what daemons ask
+//! each other; `operations` and `inspect` answer the API.
+
+mod backend;
+mod control;
+mod daemon;
+mod data_dir;
+mod inspect;
+mod keeper;
+mod mounts;
+mod operations;
+mod plane;
+mod records;
+mod service;
+mod switch;
+#[cfg(test)]
+mod tests;
+mod unmount;
+mod volumes;
+
+use crate::cluster::Timing;
+use crate::replication::Options;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use daemon::{Attached, Daemon, StartError};
+pub use data_dir::DataDirError;
+pub use plane::ControlConfig;
+
+/// Lease of a node: after so long without a sign of life it counts as dead.
+pub const DEFAULT_LEASE: Duration = Duration::from_secs(5);
+
+/// A socket of the API.
+#[derive(Clone, Debug)]
+pub struct ApiSocket {
+    /// Its path.
+    pub path: PathBuf,
+    /// The daemon goes on without it if it cannot be had.
+    pub optional: bool,
+}
+
+/// What a node that is in no cluster does at its start. One that is in a cluster goes on in it.
+#[derive(Clone, Debug, Default)]
+pub enum Start {
+    /// Waits to be told through the API.
+    #[default]
+    Wait,
+    /// Makes a cluster of its own.
+    Init,
+    /// Joins the cluster of one of these members, when one answers.
+    Join(Vec<String>),
+}
+
+/// How a daemon is to run.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// Everything that it keeps.
+    pub data_dir: PathBuf,
+    /// Where it listens for its peers; port 0 picks a free one.
+    pub listen: SocketAddr,
+    /// The address that peers use, if not that.
+    pub advertise: Option<SocketAddr>,
+    /// Unique in the cluster; needed at the first start only.
+    pub name: Option<String>,
+    /// Labels of the node, in any spelling.
+    pub labels: BTreeMap<String, String>,
+    /// Where the API listens.
+    pub sockets: Vec<ApiSocket>,
+    /// Where the cluster's state is kept.
+    pub control: ControlConfig,
+    /// What to do when in no cluster.
+    pub start: Start,
+    /// See [`DEFAULT_LEASE`].
+    pub lease: Duration,
+    /// Deadlines of replication.
+    pub replication: Options,
+    /// How long the controller waits before it acts.
+    pub timing: Timing,
+}
+
+impl NodeConfig {
+    /// A node with defaults for everything else; its API listens in the data directory.
+    #[must_use]
+    pub fn new(data_dir: PathBuf, listen: SocketAddr, name: &str) -> Self {
+        let socket = ApiSocket {
+            path: data_dir.join(crate::api::SOCKET_IN_DATA_DIR),
+            optional: false,
+        };
+        Self {
+            data_dir,
+            listen,
+            advertise: None,
+            name: Some(name.to_owned()),
+            labels: BTreeMap::new(),
+            sockets: vec![socket],
+            control: ControlConfig::default(),
+            start: Start::default(),
+            lease: DEFAULT_LEASE,
+            replication: Options::default(),
+            timing: Timing::default(),
+        }
+    }
+}

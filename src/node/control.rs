@@ -1,0 +1,93 @@
+//! The control plane as the daemon's parts use it: the catalog, a view that is kept fresh, and errors that name what to do.
+
+use crate::api::{ApiError, Code};
+use crate::cluster::{Catalog, CatalogError, View};
+use crate::volume::{Volume, VolumeId, VolumeRef};
+use parking_lot::Mutex;
+use std::sync::Arc;
+use tokio::sync::watch;
+
+/// The one place where the control plane's errors become the API's.
+impl From<CatalogError> for ApiError {
+    fn from(error: CatalogError) -> Self {
+        let message = error.to_string();
+        match error {
+            CatalogError::NotFound { kind, .. } => {
+                Self::new(Code::NotFound, message).hint(format!("see: storageos {kind} ls"))
+            }
+            CatalogError::Exists { .. }
+            | CatalogError::Conflict(_)
+            | CatalogError::Epoch(_)
+            | CatalogError::InUse(_) => Self::conflict(message),
+            CatalogError::Placement(_) => Self::conflict(message).hint(
+                "add nodes, uncordon some (storageos node ls), or ask for fewer replicas (storageos.com/replicas)",
+            ),
+            CatalogError::Invalid(_) => Self::invalid(message),
+            CatalogError::Unavailable(_) => Self::unavailable(message)
+                .hint("a majority of the control plane's voters must answer; see: storageos cluster health"),
+        }
+    }
+}
+
+/// See the module's text. Clones share everything.
+#[derive(Clone)]
+pub(super) struct Control {
+    pub(super) catalog: Catalog,
+    view: watch::Receiver<Arc<View>>,
+}
+
+impl Control {
+    pub(super) fn new(catalog: Catalog, view: watch::Receiver<Arc<View>>) -> Self {
+        Self { catalog, view }
+    }
+
+    /// The view's changes.
+    pub(super) fn watch(&self) -> watch::Receiver<Arc<View>> {
+        self.view.clone()
+    }
+
+    /// The view as last heard of: may be old, never goes back.
+    pub(super) fn view(&self) -> Arc<View> {
+        self.view.borrow().clone()
+    }
+
+    /// A volume as of now (linearizable); `None`: there is no such volume.
+    pub(super) async fn volume(&self, volume: VolumeId) -> Result<Option<Volume>, ApiError> {
+        Ok(self.catalog.volume_by_id(volume).await?)
+    }
+
+    /// A volume by its name as of now; not found is an error.
+    pub(super) async fn find_volume(&self, name: &VolumeRef) -> Result<Volume, ApiError> {
+        Ok(self.catalog.volume(name).await?)
+    }
+
+    /// Changes a volume by a compare-and-swap: `change` sees it as it is now and is called again when another change came
+    /// first. Returns what is stored now.
+    pub(super) async fn change_volume(
+        &self,
+        volume: VolumeId,
+        change: impl Fn(&mut Volume) -> Result<(), ApiError>,
+    ) -> Result<Volume, ApiError> {
+        // The catalog's errors have no place for a hint: the refusal is kept beside.
+        let refused = Mutex::new(None);
+        let changed = self
+            .catalog
+            .update_volume(volume, |record| {
+                change(record).map_err(|error| {
+                    let text = error.message.clone();
+                    *refused.lock() = Some(error);
+                    CatalogError::InUse(text)
+                })
+            })
+            .await;
+        match (changed, refused.into_inner()) {
+            (Err(CatalogError::InUse(_)), Some(error)) => Err(error),
+            (result, _) => Ok(result?),
+        }
+    }
+}
+
+/// `namespace/name`.
+pub(super) fn name(volume: &Volume) -> String {
+    format!("{}/{}", volume.namespace, volume.name)
+}

@@ -1,0 +1,544 @@
+//! The daemon: everything that a node is made of, started, wired and stopped.
+//!
+//! A node that is in no cluster serves its API, so that it can be told to make or join one, and answers joins of others with a
+//! refusal. Once it is a member ([`Joined`]) it takes part in the control plane, holds copies and serves mounts.
+//!
+//! The end, in order: mounts (everything written becomes durable), masters and copies, the lease, the control plane, the API.
+
+use super::control::Control;
+use super::data_dir::{DataDir, DataDirError};
+use super::mounts::{Mount, Mounts, Wanted};
+use super::plane::{Plane, PlaneStatus};
+use super::service::{NodeServer, Nodes};
+use super::volumes::Volumes;
+use super::{NodeConfig, Start, records};
+use crate::api::types::Membership;
+use crate::api::{self, ApiError, SocketError};
+use crate::cluster::{self, Catalog, ControlError, View, keep_node_alive};
+use crate::fs::{FileSystem, FsError};
+use crate::replication::{DiskCopies, Environment, ReplicaHost};
+use crate::rpc::{Identity, Kind, Server};
+use crate::volume::{
+    ClusterId, DEFAULT_NAMESPACE, LabelError, Labels, NameError, Node, NodeId, Scope, VolumeRef, canonical_labels,
+    check_name,
+};
+use jiff::Timestamp;
+use parking_lot::RwLock;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Pause between attempts to join, or to register, while nobody answers.
+const RETRY: Duration = Duration::from_millis(500);
+/// How often the node says how much space it has.
+const REPORT: Duration = Duration::from_secs(30);
+
+/// Why a daemon does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The data directory.
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
+    /// The name.
+    #[error("node name: {0}")]
+    Name(#[from] NameError),
+    /// A label.
+    #[error(transparent)]
+    Label(#[from] LabelError),
+    /// Peers could not use the address.
+    #[error("{0} is not an address that other nodes can use; say with --advertise which one is")]
+    Wildcard(SocketAddr),
+    /// The port for peers.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The API's socket.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The copies' directory.
+    #[error("{path}: {source}")]
+    Volumes {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The node's part of the control plane.
+    #[error(transparent)]
+    Plane(#[from] ControlError),
+    /// Making or joining the cluster.
+    #[error("{0}")]
+    Cluster(#[from] ApiError),
+}
+
+/// A running daemon. Dropping it without [`Daemon::stop`] leaves its tasks to the end of the runtime, as a crash would.
+pub struct Daemon {
+    shared: Arc<Shared>,
+    server: Server,
+    api_stop: CancellationToken,
+    api_tasks: TaskTracker,
+}
+
+/// What the daemon's parts share.
+pub(super) struct Shared {
+    this: Weak<Self>,
+    pub(super) node: NodeId,
+    pub(super) name: String,
+    /// For peers.
+    pub(super) address: String,
+    pub(super) identity: Identity,
+    pub(super) config: NodeConfig,
+    labels: Labels,
+    data: DataDir,
+    host: Arc<ReplicaHost>,
+    plane: Plane,
+    joined: RwLock<Option<Arc<Joined>>>,
+    /// One at a time makes or joins a cluster.
+    joining: tokio::sync::Mutex<()>,
+    stop: CancellationToken,
+}
+
+/// What a member of a cluster has besides.
+pub(super) struct Joined {
+    pub(super) node: NodeId,
+    pub(super) cluster: ClusterId,
+    pub(super) control: Control,
+    pub(super) mounts: Arc<Mounts>,
+    pub(super) server: NodeServer,
+    pub(super) nodes: Nodes,
+    volumes: Arc<Volumes>,
+    plane: Plane,
+    /// Ends the lease.
+    leave: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Joined {
+    /// The control plane's leader and voters.
+    pub(super) fn status(&self) -> PlaneStatus {
+        self.plane.status()
+    }
+}
+
+impl Shared {
+    /// The membership, or the error that says how to get one.
+    pub(super) fn joined(&self) -> Result<Arc<Joined>, ApiError> {
+        self.joined.read().clone().ok_or_else(|| {
+            let node = &self.name;
+            if self.identity.cluster().is_some() || !matches!(self.config.start, Start::Wait) {
+                return ApiError::unavailable(format!("node {node} is not a working member of its cluster yet"))
+                    .hint("it is starting or waiting for the other nodes; see its log");
+            }
+            ApiError::unavailable(format!("node {node} is in no cluster"))
+                .hint("make one: storageos cluster init\nor join one: storageos cluster join ADDR:PORT")
+        })
+    }
+
+    /// Keeps that the node is a member of a cluster from now on, and begins to be one.
+    fn enter(&self, cluster: ClusterId) -> Result<Membership, ApiError> {
+        self.identity
+            .set_cluster(cluster)
+            .map_err(|error| ApiError::conflict(error.to_string()))?;
+        self.data
+            .set_cluster(cluster)
+            .map_err(|error| ApiError::internal(error.to_string()))?;
+        self.become_member(cluster);
+        Ok(Membership {
+            cluster,
+            node: self.node,
+            node_name: self.name.clone(),
+        })
+    }
+
+    /// `cluster init`.
+    pub(super) async fn init(&self) -> Result<Membership, ApiError> {
+        let _one = self.joining.lock().await;
+        if let Some(cluster) = self.identity.cluster() {
+            return Err(ApiError::conflict(format!(
+                "node {} is in cluster {cluster} already",
+                self.name
+            )));
+        }
+        let cluster = self.plane.init().await?;
+        tracing::info!(%cluster, node = %self.name, "cluster made");
+        self.enter(cluster)
+    }
+
+    /// `cluster join`: through the first address that lets it in.
+    pub(super) async fn join(&self, addresses: &[String]) -> Result<Membership, ApiError> {
+        let _one = self.joining.lock().await;
+        if let Some(cluster) = self.identity.cluster() {
+            return Err(ApiError::conflict(format!(
+                "node {} is in cluster {cluster} already",
+                self.name
+            )));
+        }
+        let cluster = self.plane.join(addresses).await?;
+        tracing::info!(%cluster, node = %self.name, "cluster joined");
+        self.enter(cluster)
+    }
+
+    /// This node's record.
+    pub(super) fn record(&self) -> Node {
+        let (capacity, free) = self.data.capacity().unwrap_or_else(|error| {
+            tracing::warn!(%error, "the space under the data directory is unknown");
+            (0, 0)
+        });
+        Node {
+            id: self.node,
+            name: self.name.clone(),
+            address: self.address.clone(),
+            labels: self.labels.clone(),
+            cordoned: false,
+            drained: false,
+            capacity,
+            free,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            created_at: Timestamp::now(),
+        }
+    }
+
+    /// Starts what a member does. The control plane need not answer yet.
+    fn become_member(&self, id: ClusterId) {
+        let catalog = Catalog::new(self.plane.store());
+        let view = catalog.watch(self.stop.clone());
+        let control = Control::new(catalog.clone(), view.clone());
+        let environment = Environment {
+            config: Arc::new(records::Records(control.clone())),
+            peers: Arc::new(records::Addresses(control.clone())),
+            runtime: Handle::current(),
+        };
+        let mounts = Mounts::new(self.host.clone(), environment.clone(), control.clone());
+        let volumes = Volumes::new(
+            self.host.clone(),
+            environment,
+            self.config.replication,
+            control.clone(),
+            mounts.clone(),
+            self.data.volumes(),
+        );
+        let server = NodeServer {
+            host: self.host.clone(),
+            mounts: mounts.clone(),
+            problems: volumes.problems.clone(),
+            directory: self.data.volumes(),
+        };
+        let joined = Arc::new(Joined {
+            node: self.node,
+            cluster: id,
+            control,
+            mounts,
+            server,
+            nodes: Nodes::new(self.identity.clone()),
+            volumes: volumes.clone(),
+            plane: self.plane.clone(),
+            leave: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        });
+        // A request in progress holds it.
+        if let Some(shared) = self.this.upgrade() {
+            joined
+                .tasks
+                .spawn(shared.work(joined.clone(), catalog.clone(), view.clone()));
+        }
+        joined.tasks.spawn(volumes.run());
+        joined.tasks.spawn(cluster::control(
+            catalog,
+            view,
+            self.config.timing,
+            joined.leave.clone(),
+        ));
+        *self.joined.write() = Some(joined);
+    }
+
+    /// Registers the node, cleans up after an earlier daemon, keeps the lease and reports space until told to leave.
+    async fn work(self: Arc<Self>, joined: Arc<Joined>, catalog: Catalog, mut view: watch::Receiver<Arc<View>>) {
+        let registering = async {
+            while let Err(error) = catalog.register_node(&self.record()).await {
+                tracing::warn!(%error, "this node is not registered in the cluster yet, trying again");
+                tokio::time::sleep(RETRY).await;
+            }
+            // Its sender ends with the daemon alone.
+            let _ = view.wait_for(|view| view.nodes.contains_key(&self.node)).await;
+            joined.mounts.clean_up().await;
+        };
+        tokio::select! {
+            () = joined.leave.cancelled() => return,
+            () = registering => {}
+        }
+        tracing::info!(node = %self.name, cluster = %joined.cluster, address = %self.address, "this node is a member of its cluster");
+        let alive = keep_node_alive(catalog.clone(), self.node, self.config.lease, joined.leave.clone());
+        let report = async {
+            loop {
+                tokio::time::sleep(REPORT).await;
+                let Ok((capacity, free)) = self.data.capacity() else {
+                    continue;
+                };
+                let reported = catalog.update_node(self.node, |node| {
+                    (node.capacity, node.free) = (capacity, free);
+                    Ok(())
+                });
+                if let Err(error) = reported.await {
+                    tracing::debug!(%error, "the node's free space could not be reported");
+                }
+            }
+        };
+        tokio::select! {
+            () = alive => {}
+            () = report => {}
+        }
+    }
+}
+
+impl Daemon {
+    /// Starts a daemon. It may still be joining or waiting for its cluster when this returns; the API says so.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub async fn start(config: NodeConfig) -> Result<Self, StartError> {
+        if let Some(name) = &config.name {
+            check_name(name)?;
+        }
+        let labels = config.labels.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+        let labels = canonical_labels(labels, Scope::Node)?;
+        if config.advertise.unwrap_or(config.listen).ip().is_unspecified() {
+            return Err(StartError::Wildcard(config.listen));
+        }
+        let data = DataDir::open(&config.data_dir, config.name.as_deref())?;
+        let identity = Identity::new(data.id(), data.cluster());
+        let volumes = data.volumes();
+        let copies = DiskCopies::new(&volumes).map_err(|source| StartError::Volumes { path: volumes, source })?;
+        let host = ReplicaHost::new(identity.clone(), copies);
+        let at = config.listen;
+        let listen = |source| StartError::Listen { address: at, source };
+        let builder = Server::bind(&config.listen.to_string(), identity.clone())
+            .await
+            .map_err(listen)?;
+        let bound = builder.local_address().map_err(listen)?;
+        let address = match config.advertise {
+            Some(told) if told.port() == 0 => SocketAddr::new(told.ip(), bound.port()),
+            Some(told) => told,
+            None => bound,
+        };
+        let plane = Plane::open(&config.control, &data, &identity, &address.to_string()).await?;
+        let shared = Arc::new_cyclic(|this| Shared {
+            this: this.clone(),
+            node: data.id(),
+            name: data.name().to_owned(),
+            address: address.to_string(),
+            identity,
+            labels,
+            host,
+            plane,
+            joined: RwLock::new(None),
+            joining: tokio::sync::Mutex::new(()),
+            stop: CancellationToken::new(),
+            data,
+            config,
+        });
+        let server = shared.listen(builder).map_err(listen)?;
+        let daemon = Self {
+            shared,
+            server,
+            api_stop: CancellationToken::new(),
+            api_tasks: TaskTracker::new(),
+        };
+        daemon.open_doors()?;
+        daemon.begin().await?;
+        Ok(daemon)
+    }
+
+    /// Serves the API and the mount helpers on every socket asked for.
+    fn open_doors(&self) -> Result<(), StartError> {
+        let shared = &self.shared;
+        for socket in &shared.config.sockets {
+            let bound = api::bind(&socket.path).and_then(|listener| {
+                let mounts = super::backend::listen(shared, &socket.path)?;
+                Ok((listener, mounts))
+            });
+            let (listener, mounts) = match bound {
+                Ok(bound) => bound,
+                Err(error) if socket.optional => {
+                    tracing::warn!(%error, "the daemon goes on without this API socket");
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+            };
+            tracing::info!(socket = %socket.path.display(), "API");
+            let (path, operations, stop) = (socket.path.clone(), shared.clone(), self.api_stop.clone());
+            self.api_tasks.spawn(async move {
+                if let Err(error) = api::serve(listener, operations, stop).await {
+                    tracing::error!(%error, "the API's socket failed");
+                }
+                drop(mounts);
+                // The next daemon would replace it, too.
+                let _ = std::fs::remove_file(path);
+            });
+        }
+        Ok(())
+    }
+
+    /// Goes on in the cluster that the node is in, or makes or joins one as told.
+    async fn begin(&self) -> Result<(), StartError> {
+        let shared = &self.shared;
+        if let Some(cluster) = shared.identity.cluster() {
+            shared.become_member(cluster);
+            return Ok(());
+        }
+        match &shared.config.start {
+            Start::Wait => {
+                tracing::info!(
+                    node = %shared.name,
+                    "this node is in no cluster: make one with storageos cluster init, or join one with storageos cluster join"
+                );
+            }
+            Start::Init => {
+                shared.init().await?;
+            }
+            Start::Join(addresses) => {
+                let (shared, addresses) = (shared.clone(), addresses.clone());
+                let stop = shared.stop.clone();
+                let joining = async move {
+                    while let Err(error) = shared.join(&addresses).await {
+                        if shared.identity.cluster().is_some() {
+                            // Somebody was faster, through the API.
+                            return;
+                        }
+                        tracing::warn!(%error, "cannot join the cluster yet, trying again");
+                        tokio::time::sleep(RETRY).await;
+                    }
+                };
+                self.api_tasks.spawn(async move {
+                    tokio::select! {
+                        () = stop.cancelled() => {}
+                        () = joining => {}
+                    }
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// The node's address for its peers.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        &self.shared.address
+    }
+
+    /// The node.
+    #[must_use]
+    pub fn node(&self) -> NodeId {
+        self.shared.node
+    }
+
+    /// What the API offers, for programs that run a daemon in their own process.
+    #[must_use]
+    pub fn operations(&self) -> Arc<dyn api::Operations> {
+        self.shared.clone()
+    }
+
+    /// Opens a volume in this process, as a mount on this node does but without the kernel: claimed here, and
+    /// nowhere else until it is closed.
+    ///
+    /// # Errors
+    /// The node is in no cluster, the volume does not exist, is in use, or did not become usable within `timeout`.
+    pub async fn attach(&self, volume: &str, read_only: bool, timeout: Duration) -> Result<Attached, ApiError> {
+        let joined = self.shared.joined()?;
+        let wanted = Wanted {
+            volume: VolumeRef::parse(volume, DEFAULT_NAMESPACE).map_err(|e| ApiError::invalid(e.to_string()))?,
+            mountpoint: PathBuf::from("(in process)"),
+            read_only,
+            timeout,
+        };
+        let mount = joined.mounts.open(&wanted).await?;
+        Ok(Attached {
+            mounts: joined.mounts.clone(),
+            mount,
+        })
+    }
+
+    /// Stops in order. Busy mounts are waited for, a minute at most, or until `hurry` is cancelled; then they are detached.
+    pub async fn stop(self, hurry: CancellationToken) {
+        tracing::info!(node = %self.shared.name, "stopping");
+        let joined = self.shared.joined.read().clone();
+        if let Some(joined) = &joined {
+            joined.mounts.stop(&hurry).await;
+            joined.volumes.stop().await;
+            joined.leave.cancel();
+            joined.tasks.close();
+            joined.tasks.wait().await;
+        }
+        self.shared.stop.cancel();
+        self.shared.plane.stop().await;
+        self.api_stop.cancel();
+        self.server.stop().await;
+        self.api_tasks.close();
+        self.api_tasks.wait().await;
+        tracing::info!(node = %self.shared.name, "stopped");
+    }
+}
+
+/// A volume that is open in this process. To be closed with [`Attached::close`]: dropping it leaves it open and claimed.
+pub struct Attached {
+    mounts: Arc<Mounts>,
+    mount: Arc<Mount>,
+}
+
+impl Attached {
+    /// Its file system.
+    #[must_use]
+    pub fn file_system(&self) -> &Arc<FileSystem> {
+        &self.mount.fs
+    }
+
+    /// Makes everything durable and gives the volume back.
+    ///
+    /// # Errors
+    /// Not everything could be made durable; it is given back all the same.
+    pub async fn close(self) -> Result<(), FsError> {
+        let fs = self.mount.fs.clone();
+        let end = tokio::task::spawn_blocking(move || fs.close())
+            .await
+            .unwrap_or_else(|error| Err(FsError::Metadata(error.to_string())));
+        self.mounts.finish(&self.mount, &end).await;
+        end
+    }
+}
+
+impl Shared {
+    /// Says who serves which kind of connection, and starts accepting.
+    fn listen(self: &Arc<Self>, builder: crate::rpc::Builder) -> std::io::Result<Server> {
+        let (data, sync) = (self.host.clone(), self.host.clone());
+        let (node, control) = (Arc::downgrade(self), Arc::downgrade(self));
+        builder
+            .on(Kind::Data, move |connection| data.clone().serve(connection))
+            .on(Kind::Sync, move |connection| sync.clone().serve(connection))
+            .on(Kind::Node, move |connection| {
+                let joined = node.upgrade().and_then(|shared| shared.joined.read().clone());
+                async move {
+                    // Before it is a member it has nothing to tell.
+                    if let Some(joined) = joined {
+                        joined.server.clone().on_connection(connection).await;
+                    }
+                }
+            })
+            .on(Kind::Control, move |connection| {
+                let shared = control.upgrade();
+                async move {
+                    if let Some(shared) = shared {
+                        shared.plane.serve(connection).await;
+                    }
+                }
+            })
+            .start()
+    }
+}

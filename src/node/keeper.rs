@@ -1,0 +1,139 @@
+//! Keeps a volume's master active on this node for as long as the control store names this node its master.
+//!
+//! One task for each such volume. It activates the master (again after it ended or failed, with growing pauses), passes it
+//! the changes of its record, and tells the mount on this node, if there is one. A copy that cannot be used any more is
+//! not kept as the master when another is in sync: mastership is handed on.
+
+use super::control::name;
+use super::volumes::Volumes;
+use crate::replication::{ActivateError, Master};
+use crate::volume::{NodeId, Volume, VolumeId};
+use jiff::Timestamp;
+use rand::seq::IteratorRandom;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+/// First and longest pause between attempts to activate.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// Runs until this node is not the volume's master any more, or `stop`.
+pub(super) async fn keep(volumes: Arc<Volumes>, volume: VolumeId, stop: CancellationToken) {
+    let mut view = volumes.control.watch();
+    let mut pause = FIRST_PAUSE;
+    while !stop.is_cancelled() {
+        let Some(record) = view.borrow_and_update().volumes.get(&volume).cloned() else {
+            return;
+        };
+        if record.configuration.master != Some(volumes.node) {
+            return;
+        }
+        let activated = tokio::select! {
+            () = stop.cancelled() => return,
+            activated = Master::activate(volume, &volumes.host, &volumes.environment, volumes.options) => activated,
+        };
+        let why = match activated {
+            Ok(master) => {
+                pause = FIRST_PAUSE;
+                volumes.problems.lock().remove(&volume);
+                tracing::info!(
+                    volume = %name(&record), %volume, epoch = master.status().configuration.epoch, "serving as master"
+                );
+                tokio::select! {
+                    () = stop.cancelled() => {}
+                    () = follow(&volumes, &master) => {}
+                }
+                if stop.is_cancelled() {
+                    return;
+                }
+                let why = master.fenced().unwrap_or_else(|| "it stopped".to_owned());
+                tracing::info!(volume = %name(&record), %volume, reason = %why, "not serving as master any more");
+                continue;
+            }
+            // The record changed; the view will say so soon, or has.
+            Err(ActivateError::NotMaster(_)) => String::new(),
+            Err(error @ ActivateError::Copy(_)) => {
+                let why = error.to_string();
+                hand_on(&volumes, &record, &why).await;
+                why
+            }
+            Err(error) => error.to_string(),
+        };
+        if !why.is_empty() {
+            tracing::warn!(volume = %name(&record), %volume, error = %why, "cannot serve as master yet, trying again");
+            volumes.problems.lock().insert(volume, why);
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(pause) => {}
+            // A change of the record may be what was missing; a change of anything else costs one attempt more.
+            _ = view.changed() => tokio::time::sleep(FIRST_PAUSE).await,
+        }
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+/// Passes the changes of the record to the master until it has ended.
+async fn follow(volumes: &Volumes, master: &Master) {
+    let stopped = master.stopped();
+    let mut view = volumes.control.watch();
+    let mut told: Option<Arc<Volume>> = None;
+    loop {
+        let record = view.borrow_and_update().volumes.get(&master.volume()).cloned();
+        match record {
+            None => {
+                master.stop();
+                return;
+            }
+            Some(record) if told.as_ref() != Some(&record) => {
+                if let Err(error) = master.configuration_changed(super::records::state(&record)).await {
+                    tracing::debug!(volume = %record.id, %error, "the master did not take a change of its record");
+                }
+                told = Some(record);
+            }
+            Some(_) => {}
+        }
+        tokio::select! {
+            () = stopped.cancelled() => return,
+            changed = view.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// This node's copy cannot be used: another in-sync copy's node becomes the master, at random, if there is one.
+async fn hand_on(volumes: &Volumes, record: &Volume, why: &str) {
+    let me = volumes.node;
+    let outcome = volumes
+        .control
+        .change_volume(record.id, |now| {
+            let configuration = &mut now.configuration;
+            if configuration.master != Some(me) {
+                return Ok(());
+            }
+            let heir: Option<NodeId> = configuration
+                .in_sync
+                .iter()
+                .copied()
+                .filter(|node| *node != me)
+                .choose(&mut rand::rng());
+            let Some(heir) = heir else { return Ok(()) };
+            configuration.master = Some(heir);
+            configuration.in_sync.remove(&me);
+            configuration.lost.insert(me, Timestamp::now());
+            configuration.epoch += 1;
+            Ok(())
+        })
+        .await;
+    match outcome {
+        Ok(now) if now.configuration.master != Some(me) => {
+            tracing::warn!(volume = %name(record), reason = %why, "this node's copy failed, mastership handed on");
+        }
+        Ok(_) => tracing::error!(volume = %name(record), reason = %why, "the only copy in sync cannot be used"),
+        Err(error) => tracing::warn!(volume = %name(record), %error, "mastership could not be handed on"),
+    }
+}

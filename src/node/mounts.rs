@@ -1,0 +1,404 @@
+//! The mounts that this node serves, from claim to release.
+//!
+//! A mount begins with a claim in the control store, which only one node can have, and which moves mastership here when this node's copy
+//! is in sync. Then a device is found ([`SwitchDevice`]), the file system is made if there is none, opened, and served. When
+//! the kernel ends the session the file system is closed, which makes everything durable, and only then is the claim released.
+//!
+//! Invariants: a file system is open only under a claim of this node; claims are numbered, and copies refuse the device
+//! calls of an older one, so a mount that lost its claim can do no harm until it notices.
+
+use super::control::{Control, name};
+use super::switch::{Backend, SwitchDevice};
+use crate::api::{ApiError, Code};
+use crate::block::{BlockDevice, DeviceError};
+use crate::cluster::View;
+use crate::fs::{FileSystem, FsError, Options};
+use crate::fuse::MountHandle;
+use crate::replication::{Environment, RemoteDevice, ReplicaHost};
+use crate::volume::{MountClaim, NodeId, Volume, VolumeId, VolumeLabels, VolumeRef};
+use jiff::Timestamp;
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+use tokio_util::sync::CancellationToken;
+
+/// Pause between looks for a device.
+const LOOK: Duration = Duration::from_millis(50);
+/// A claim that cannot be released, since the control plane does not answer, is tried again this often.
+pub(super) const RELEASE_RETRY: Duration = Duration::from_secs(1);
+/// How long an unmount waits for the file system to be closed.
+pub(super) const CLOSE_DEADLINE: Duration = Duration::from_secs(60);
+
+/// What a mount is asked for.
+#[derive(Clone, Debug)]
+pub(super) struct Wanted {
+    pub(super) volume: VolumeRef,
+    pub(super) mountpoint: PathBuf,
+    pub(super) read_only: bool,
+    /// How long to wait for the volume to become usable.
+    pub(super) timeout: Duration,
+}
+
+/// A mount that is served here.
+pub(super) struct Mount {
+    pub(super) volume: VolumeId,
+    /// `namespace/name`.
+    pub(super) name: String,
+    pub(super) mountpoint: PathBuf,
+    pub(super) read_only: bool,
+    /// The number of its claim.
+    pub(super) number: u64,
+    pub(super) fs: Arc<FileSystem>,
+    device: Arc<SwitchDevice>,
+    pub(super) handle: Mutex<Option<Arc<MountHandle>>>,
+    /// Its claim was taken away.
+    pub(super) lost: AtomicBool,
+    /// Cancelled when the file system is closed.
+    pub(super) closed: CancellationToken,
+    /// Cancelled when the claim is released, too.
+    pub(super) released: CancellationToken,
+}
+
+impl Mount {
+    /// Whether the kernel has ended it.
+    pub(super) fn has_ended(&self) -> bool {
+        self.handle
+            .lock()
+            .as_ref()
+            .is_some_and(|handle| handle.ended().is_some())
+    }
+}
+
+pub(super) enum Slot {
+    /// Being opened.
+    Opening,
+    Open(Arc<Mount>),
+}
+
+/// See the module's text.
+pub(super) struct Mounts {
+    pub(super) node: NodeId,
+    host: Arc<ReplicaHost>,
+    environment: Environment,
+    pub(super) control: Control,
+    pub(super) slots: Mutex<BTreeMap<VolumeId, Slot>>,
+    /// The daemon ends: what cannot be done now is left to its next start.
+    pub(super) stop: CancellationToken,
+}
+
+impl Mounts {
+    pub(super) fn new(host: Arc<ReplicaHost>, environment: Environment, control: Control) -> Arc<Self> {
+        Arc::new(Self {
+            node: host.node(),
+            host,
+            environment,
+            control,
+            slots: Mutex::default(),
+            stop: CancellationToken::new(),
+        })
+    }
+
+    /// The mounts that are open.
+    pub(super) fn all(&self) -> Vec<Arc<Mount>> {
+        let slots = self.slots.lock();
+        slots
+            .values()
+            .filter_map(|slot| match slot {
+                Slot::Open(mount) => Some(mount.clone()),
+                Slot::Opening => None,
+            })
+            .collect()
+    }
+
+    /// The open mount of a volume.
+    pub(super) fn get(&self, volume: VolumeId) -> Option<Arc<Mount>> {
+        match self.slots.lock().get(&volume) {
+            Some(Slot::Open(mount)) => Some(mount.clone()),
+            _ => None,
+        }
+    }
+
+    /// Claims a volume and opens its file system; to be followed by [`Mounts::mounted`] and, once the file system is
+    /// closed, [`Mounts::finish`].
+    pub(super) async fn open(self: &Arc<Self>, wanted: &Wanted) -> Result<Arc<Mount>, ApiError> {
+        let deadline = Instant::now() + wanted.timeout;
+        let volume = self.control.find_volume(&wanted.volume).await?;
+        self.reserve(&volume, deadline).await?;
+        let opened = self.claim_and_open(&volume, wanted, deadline).await;
+        let mut slots = self.slots.lock();
+        match opened {
+            Ok(mount) => {
+                slots.insert(volume.id, Slot::Open(mount.clone()));
+                Ok(mount)
+            }
+            Err(error) => {
+                slots.remove(&volume.id);
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes the volume's slot; waits for a mount that is just being closed.
+    async fn reserve(&self, volume: &Volume, deadline: Instant) -> Result<(), ApiError> {
+        loop {
+            let closing = match self.slots.lock().entry(volume.id) {
+                std::collections::btree_map::Entry::Vacant(vacant) => {
+                    vacant.insert(Slot::Opening);
+                    return Ok(());
+                }
+                std::collections::btree_map::Entry::Occupied(slot) => match slot.get() {
+                    Slot::Open(mount) if mount.has_ended() => mount.released.clone(),
+                    Slot::Open(mount) => {
+                        return Err(already_mounted(
+                            &mount.name,
+                            "this node",
+                            &mount.mountpoint.to_string_lossy(),
+                        ));
+                    }
+                    Slot::Opening => {
+                        return Err(ApiError::conflict(format!(
+                            "volume {} is being mounted on this node by another request",
+                            name(volume)
+                        )));
+                    }
+                },
+            };
+            if tokio::time::timeout_at(deadline.into(), closing.cancelled())
+                .await
+                .is_err()
+            {
+                return Err(ApiError::conflict(format!(
+                    "volume {} is still being unmounted on this node",
+                    name(volume)
+                )));
+            }
+        }
+    }
+
+    async fn claim_and_open(
+        self: &Arc<Self>,
+        volume: &Volume,
+        wanted: &Wanted,
+        deadline: Instant,
+    ) -> Result<Arc<Mount>, ApiError> {
+        let claimed = self.claim(volume, wanted).await?;
+        let opened = async {
+            let backend = self.find_device(volume.id, claimed.mounts, deadline).await?;
+            self.open_file_system(&claimed, backend, wanted).await
+        }
+        .await;
+        if opened.is_err() {
+            self.release(volume.id, claimed.mounts).await;
+        }
+        opened
+    }
+
+    /// Takes the claim, and mastership with it where this node's copy is in sync.
+    async fn claim(&self, volume: &Volume, wanted: &Wanted) -> Result<Volume, ApiError> {
+        let me = self.node;
+        let view = self.control.view();
+        self.control
+            .change_volume(volume.id, |now| {
+                if let Some(claim) = &now.mount
+                    && claim.node != me
+                {
+                    let holder = view.node_name(claim.node);
+                    let error = already_mounted(&name(now), &format!("node {holder}"), &claim.mountpoint);
+                    return Err(if view.live.contains(&claim.node) {
+                        error
+                    } else {
+                        error.hint(format!(
+                            "node {holder} does not answer; if it is gone for good: storageos volume unmount --force {}",
+                            name(now)
+                        ))
+                    });
+                }
+                // A claim of this node without a mount here is what an earlier daemon left.
+                now.mount = Some(MountClaim {
+                    node: me,
+                    mountpoint: wanted.mountpoint.to_string_lossy().into_owned(),
+                    mounted_at: Timestamp::now(),
+                    read_only: wanted.read_only,
+                });
+                now.mounts += 1;
+                let configuration = &mut now.configuration;
+                if configuration.master != Some(me) && configuration.in_sync.contains(&me) {
+                    configuration.master = Some(me);
+                    configuration.epoch += 1;
+                }
+                Ok(())
+            })
+            .await
+    }
+
+    /// The way to the volume's master, here or elsewhere, once there is one.
+    async fn find_device(&self, volume: VolumeId, number: u64, deadline: Instant) -> Result<Backend, ApiError> {
+        let mut why = "it has no master yet".to_owned();
+        while Instant::now() < deadline {
+            let record = match self.control.volume(volume).await {
+                Ok(Some(record)) => record,
+                Ok(None) => return Err(ApiError::new(Code::NotFound, "the volume has been removed")),
+                Err(error) => {
+                    why = error.to_string();
+                    tokio::time::sleep(LOOK).await;
+                    continue;
+                }
+            };
+            if record.mounts != number {
+                return Err(ApiError::conflict(format!(
+                    "volume {} was claimed by another mount",
+                    name(&record)
+                )));
+            }
+            if record.configuration.master == Some(self.node) {
+                if let Some(master) = self.host.master(volume)
+                    && !master.stopped().is_cancelled()
+                {
+                    let attaching = master.clone();
+                    let attached = tokio::task::spawn_blocking(move || attaching.attach(number)).await;
+                    match attached {
+                        Ok(Ok(())) => return Ok(Backend::Local(master)),
+                        Ok(Err(error)) => why = error.to_string(),
+                        Err(error) => why = error.to_string(),
+                    }
+                } else {
+                    why = "this node is becoming its master".to_owned();
+                }
+            } else if record.configuration.master.is_some() {
+                let identity = self.host.identity().clone();
+                let opening = RemoteDevice::open(volume, identity, self.environment.clone(), number);
+                match tokio::time::timeout_at(deadline.into(), opening).await {
+                    Ok(Ok(device)) => return Ok(Backend::Remote(Arc::new(device))),
+                    Ok(Err(error)) => why = error.to_string(),
+                    Err(_) => why = "its master does not answer".to_owned(),
+                }
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        Err(
+            ApiError::unavailable(format!("the volume did not become usable in time: {why}"))
+                .hint("see: storageos volume inspect, storageos cluster health"),
+        )
+    }
+
+    async fn open_file_system(
+        self: &Arc<Self>,
+        record: &Volume,
+        backend: Backend,
+        wanted: &Wanted,
+    ) -> Result<Arc<Mount>, ApiError> {
+        let labels = VolumeLabels::of(&record.labels);
+        let device = SwitchDevice::new(backend, labels.io_timeout);
+        if !record.formatted {
+            // Before the first byte is written: from now on an empty copy in the place of a missing one would lose data.
+            self.control
+                .change_volume(record.id, |now| {
+                    now.formatted = true;
+                    Ok(())
+                })
+                .await?;
+        }
+        let options = Options {
+            read_only: wanted.read_only,
+            ..Options::default()
+        };
+        let (under, size, title) = (device.clone() as Arc<dyn BlockDevice>, record.size, name(record));
+        let fs = tokio::task::spawn_blocking(move || {
+            if !FileSystem::is_formatted(&under)? {
+                FileSystem::format(&under, size)?;
+                tracing::info!(volume = %title, size, "file system made");
+            }
+            FileSystem::open(under, options)
+        })
+        .await
+        .map_err(|error| ApiError::internal(format!("opening the file system was interrupted: {error}")))?
+        .map_err(|error| cannot_open(&name(record), &error))?;
+        let mount = Arc::new(Mount {
+            volume: record.id,
+            name: name(record),
+            mountpoint: wanted.mountpoint.clone(),
+            read_only: wanted.read_only,
+            number: record.mounts,
+            fs,
+            device,
+            handle: Mutex::new(None),
+            lost: AtomicBool::new(false),
+            closed: CancellationToken::new(),
+            released: CancellationToken::new(),
+        });
+        tokio::spawn(self.clone().follow_master(mount.clone()));
+        Ok(mount)
+    }
+
+    /// Keeps the device of a mount on the volume's master, wherever that is.
+    async fn follow_master(self: Arc<Self>, mount: Arc<Mount>) {
+        loop {
+            match mount.device.backend() {
+                Backend::Local(master) => {
+                    tokio::select! {
+                        () = mount.closed.cancelled() => return,
+                        () = master.stopped().cancelled_owned() => {}
+                    }
+                }
+                // A remote device finds the next master by itself; only when that is here is there a shorter way.
+                Backend::Remote(_) => {
+                    let mut view = self.control.watch();
+                    let here = |view: &Arc<View>| {
+                        view.volumes
+                            .get(&mount.volume)
+                            .is_some_and(|v| v.configuration.master == Some(self.node))
+                    };
+                    tokio::select! {
+                        () = mount.closed.cancelled() => return,
+                        found = view.wait_for(here) => {
+                            if found.is_err() {
+                                return;
+                            }
+                        }
+                    }
+                }
+            }
+            let deadline = Instant::now() + CLOSE_DEADLINE;
+            let found = tokio::select! {
+                () = mount.closed.cancelled() => return,
+                found = self.find_device(mount.volume, mount.number, deadline) => found,
+            };
+            match found {
+                Ok(backend) => {
+                    let place = if matches!(backend, Backend::Local(_)) {
+                        "this node"
+                    } else {
+                        "another node"
+                    };
+                    tracing::info!(volume = %mount.name, master = place, "the mount goes on with the volume's master");
+                    mount.device.switch(backend);
+                }
+                Err(error) => {
+                    tracing::warn!(volume = %mount.name, %error, "the mount has no master to go to");
+                    tokio::time::sleep(RELEASE_RETRY).await;
+                }
+            }
+        }
+    }
+}
+
+fn already_mounted(volume: &str, place: &str, mountpoint: &str) -> ApiError {
+    ApiError::conflict(format!(
+        "volume {volume} is already mounted on {place}, at {mountpoint}"
+    ))
+    .hint(format!("unmount it there first: storageos volume unmount {volume}"))
+}
+
+fn cannot_open(volume: &str, error: &FsError) -> ApiError {
+    let code = match error {
+        FsError::Device(DeviceError::Unavailable(_) | DeviceError::ReadOnly(_)) => Code::Unavailable,
+        _ => Code::Failed,
+    };
+    ApiError::new(
+        code,
+        format!("the file system of volume {volume} cannot be opened: {error}"),
+    )
+}

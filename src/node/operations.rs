@@ -1,0 +1,421 @@
+//! The API's operations, done: names and values checked, the catalog asked, other nodes asked where they know more.
+
+use super::control::name;
+use super::daemon::{Joined, Shared};
+use super::inspect::{self, Told};
+use crate::api::types::*;
+use crate::api::{ApiError, Code, Operations};
+use crate::cluster::{NewVolume, View, VolumeChange};
+use crate::volume::{
+    Labels, Namespace, Node, NodeId, Scope, Selector, Size, Volume, VolumeRef, apply_labels, canonical_labels,
+};
+use async_trait::async_trait;
+use jiff::Timestamp;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+fn labels(given: &Labels, scope: Scope) -> Result<Labels, ApiError> {
+    canonical_labels(given.iter().map(|(k, v)| (k.as_str(), v.as_str())), scope)
+        .map_err(|error| ApiError::invalid(error.to_string()))
+}
+
+fn reference(namespace: &str, volume: &str) -> Result<VolumeRef, ApiError> {
+    VolumeRef::new(namespace, volume).map_err(|error| ApiError::invalid(error.to_string()))
+}
+
+fn find_node(view: &View, node: &str) -> Result<Arc<Node>, ApiError> {
+    view.node(node)
+        .cloned()
+        .ok_or_else(|| ApiError::not_found("node", node))
+}
+
+impl Joined {
+    /// What the nodes concerned tell of these volumes; those that do not answer in time tell nothing.
+    async fn ask(&self, view: &View, volumes: impl Iterator<Item = &Volume>) -> Told {
+        let asked = inspect::whom_to_ask(volumes, view)
+            .into_iter()
+            .map(|(node, volumes)| async move {
+                if node == self.node {
+                    let server = self.server.clone();
+                    let looked = tokio::task::spawn_blocking(move || server.look(&volumes)).await;
+                    return Some((node, looked.ok()?));
+                }
+                let address = view.nodes.get(&node)?.address.clone();
+                Some((node, self.nodes.runtime(node, &address, volumes).await?))
+            });
+        futures::future::join_all(asked).await.into_iter().flatten().collect()
+    }
+
+    async fn info(&self, volume: &Volume) -> VolumeInfo {
+        let view = self.control.view();
+        let told = self.ask(&view, std::iter::once(volume)).await;
+        inspect::volume(volume, &view, &told)
+    }
+
+    fn node_info(&self, node: &Node, view: &View) -> NodeInfo {
+        inspect::node(node, view, self.status().voters.contains(&node.id))
+    }
+
+    /// Where a node listens; it must be known.
+    fn address(view: &View, node: NodeId) -> Result<String, ApiError> {
+        let found = view.nodes.get(&node).map(|n| n.address.clone());
+        found.ok_or_else(|| ApiError::unavailable(format!("node {node} is not known to the cluster any more")))
+    }
+
+    /// Unmounts a volume wherever it is mounted.
+    async fn unmount(&self, volume: &Volume, force: bool) -> Result<(), ApiError> {
+        let Some(claim) = &volume.mount else {
+            return Err(ApiError::conflict(format!("volume {} is not mounted", name(volume))));
+        };
+        let view = self.control.view();
+        let asked = if claim.node == self.node {
+            match self.mounts.get(volume.id) {
+                Some(mount) => self.mounts.unmount(&mount, force).await,
+                None => Ok(()),
+            }
+        } else {
+            let address = Self::address(&view, claim.node)?;
+            self.nodes.unmount(claim.node, &address, volume.id, force).await
+        };
+        let holder = view.node_name(claim.node);
+        match asked {
+            Ok(()) => {}
+            Err(error) if !force => {
+                return Err(if error.code == Code::Unavailable && claim.node != self.node {
+                    error.hint(format!(
+                        "if node {holder} is gone for good: storageos volume unmount --force {}",
+                        name(volume)
+                    ))
+                } else {
+                    error
+                });
+            }
+            Err(error) => {
+                tracing::warn!(volume = %name(volume), node = %holder, %error, "its mount's claim is dropped by force");
+            }
+        }
+        // A claim that nobody stands behind any more, or that is dropped by force; a later number fences what is left of it.
+        self.control
+            .change_volume(volume.id, |now| {
+                if now.mounts == volume.mounts && now.mount.is_some() {
+                    now.mount = None;
+                    now.mounts += 1;
+                }
+                Ok(())
+            })
+            .await
+            .map(|_| ())
+    }
+}
+
+#[async_trait]
+impl Operations for Shared {
+    async fn about(&self) -> Result<About, ApiError> {
+        Ok(About {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            node: self.node,
+            node_name: self.name.clone(),
+            address: self.address.clone(),
+            cluster: self.identity.cluster(),
+        })
+    }
+
+    async fn cluster_init(&self) -> Result<Membership, ApiError> {
+        self.init().await
+    }
+
+    async fn cluster_join(&self, request: JoinRequest) -> Result<Membership, ApiError> {
+        self.join(&request.addresses).await
+    }
+
+    async fn cluster_health(&self) -> Result<ClusterHealth, ApiError> {
+        let joined = self.joined()?;
+        let view = joined.control.view();
+        let status = joined.status();
+        let leader = status.leader.map(|node| view.node_name(node));
+        let (volumes, volume_problems) = inspect::volumes_health(&view);
+        let mut problems = Vec::new();
+        if leader.is_none() {
+            problems.push("the control plane has no leader: a majority of its voters does not answer".to_owned());
+        }
+        let nodes: Vec<NodeHealth> = view
+            .nodes
+            .values()
+            .map(|node| NodeHealth {
+                name: node.name.clone(),
+                address: node.address.clone(),
+                health: inspect::node_health(node.id, &view).to_owned(),
+                role: if status.leader == Some(node.id) {
+                    "leader"
+                } else if status.voters.contains(&node.id) {
+                    "voter"
+                } else {
+                    "learner"
+                }
+                .to_owned(),
+            })
+            .collect();
+        problems.extend(
+            nodes
+                .iter()
+                .filter(|n| n.health != "healthy")
+                .map(|n| format!("node {} is {}", n.name, n.health)),
+        );
+        problems.extend(volume_problems);
+        Ok(ClusterHealth {
+            id: joined.cluster,
+            healthy: problems.is_empty(),
+            leader,
+            voters: status.voters.iter().map(|node| view.node_name(*node)).collect(),
+            nodes,
+            volumes,
+            problems,
+        })
+    }
+
+    async fn cluster_inspect(&self) -> Result<ClusterInfo, ApiError> {
+        let joined = self.joined()?;
+        let view = joined.control.view();
+        let status = joined.status();
+        Ok(ClusterInfo {
+            id: joined.cluster,
+            leader: status.leader.map(|node| view.node_name(node)),
+            voters: status.voters.iter().map(|node| view.node_name(*node)).collect(),
+            nodes: view.nodes.len(),
+            volumes: view.volumes.len(),
+            namespaces: view.namespaces.len(),
+            answered_by: self.name.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        })
+    }
+
+    async fn nodes(&self) -> Result<Vec<NodeInfo>, ApiError> {
+        let joined = self.joined()?;
+        let view = joined.control.view();
+        let mut nodes: Vec<NodeInfo> = view.nodes.values().map(|node| joined.node_info(node, &view)).collect();
+        nodes.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(nodes)
+    }
+
+    async fn node(&self, node: &str) -> Result<NodeInfo, ApiError> {
+        let joined = self.joined()?;
+        let view = joined.control.view();
+        Ok(joined.node_info(&*find_node(&view, node)?, &view))
+    }
+
+    async fn node_update(&self, node: &str, update: NodeUpdate) -> Result<NodeInfo, ApiError> {
+        let joined = self.joined()?;
+        let view = joined.control.view();
+        let id = find_node(&view, node)?.id;
+        let add = labels(&update.label_add, Scope::Node)?;
+        let changed = joined
+            .control
+            .catalog
+            .update_node(id, |node| {
+                node.labels = apply_labels(&node.labels, &add, &update.label_remove, Scope::Node)?;
+                node.cordoned = update.cordoned.unwrap_or(node.cordoned);
+                Ok(())
+            })
+            .await?;
+        Ok(joined.node_info(&changed, &view))
+    }
+
+    async fn namespaces(&self) -> Result<Vec<NamespaceInfo>, ApiError> {
+        let joined = self.joined()?;
+        let view = joined.control.catalog.view().await?;
+        Ok(view.namespaces.values().map(|n| namespace_info(n, &view)).collect())
+    }
+
+    async fn namespace(&self, namespace: &str) -> Result<NamespaceInfo, ApiError> {
+        let joined = self.joined()?;
+        let view = joined.control.catalog.view().await?;
+        let found = view
+            .namespaces
+            .get(namespace)
+            .ok_or_else(|| ApiError::not_found("namespace", namespace))?;
+        Ok(namespace_info(found, &view))
+    }
+
+    async fn namespace_create(&self, create: NamespaceCreate) -> Result<NamespaceInfo, ApiError> {
+        let joined = self.joined()?;
+        let namespace = Namespace {
+            name: create.name,
+            display_name: create.display_name,
+            description: create.description,
+            labels: labels(&create.labels, Scope::Namespace)?,
+            created_at: Timestamp::now(),
+        };
+        joined.control.catalog.create_namespace(&namespace).await?;
+        tracing::info!(namespace = %namespace.name, "namespace created");
+        Ok(namespace_info(&namespace, &View::default()))
+    }
+
+    async fn namespace_remove(&self, namespace: &str) -> Result<(), ApiError> {
+        self.joined()?.control.catalog.remove_namespace(namespace).await?;
+        tracing::info!(namespace, "namespace removed");
+        Ok(())
+    }
+
+    async fn volumes(&self, filter: VolumeFilter) -> Result<Vec<VolumeInfo>, ApiError> {
+        let joined = self.joined()?;
+        let selector = Selector::parse(filter.selector.as_deref().unwrap_or_default())
+            .map_err(|error| ApiError::invalid(error.to_string()))?;
+        // As of now: what this very user just created is in it.
+        let view = joined.control.catalog.view().await?;
+        if let Some(namespace) = &filter.namespace
+            && !view.namespaces.contains_key(namespace)
+        {
+            return Err(ApiError::not_found("namespace", namespace));
+        }
+        let mut chosen: Vec<&Volume> = view
+            .volumes
+            .values()
+            .map(|volume| &**volume)
+            .filter(|v| filter.namespace.as_ref().is_none_or(|n| *n == v.namespace) && selector.matches(&v.labels))
+            .collect();
+        chosen.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+        let told = joined.ask(&view, chosen.iter().copied()).await;
+        Ok(chosen
+            .into_iter()
+            .map(|volume| inspect::volume(volume, &view, &told))
+            .collect())
+    }
+
+    async fn volume(&self, namespace: &str, volume: &str) -> Result<VolumeInfo, ApiError> {
+        let joined = self.joined()?;
+        let found = joined.control.find_volume(&reference(namespace, volume)?).await?;
+        Ok(joined.info(&found).await)
+    }
+
+    async fn volume_create(&self, create: VolumeCreate) -> Result<VolumeInfo, ApiError> {
+        let joined = self.joined()?;
+        let new = NewVolume {
+            name: reference(&create.namespace, &create.name)?,
+            description: create.description,
+            size: Size::from_bytes(create.size)
+                .map_err(|error| ApiError::invalid(error.to_string()))?
+                .bytes(),
+            labels: labels(&create.labels, Scope::Volume)?,
+            node_selector: create.node_selector,
+        };
+        let made = joined.control.catalog.create_volume(&new, rand::random()).await?;
+        let view = joined.control.view();
+        tracing::info!(
+            volume = %new.name, size = made.size,
+            copies = %made.configuration.in_sync.iter().map(|n| view.node_name(*n)).collect::<Vec<_>>().join(","),
+            "volume created"
+        );
+        Ok(joined.info(&made).await)
+    }
+
+    async fn volume_update(&self, namespace: &str, volume: &str, update: VolumeUpdate) -> Result<VolumeInfo, ApiError> {
+        let joined = self.joined()?;
+        let target = reference(namespace, volume)?;
+        if let Some(expected) = update.epoch {
+            let now = joined.control.find_volume(&target).await?.configuration.epoch;
+            if now != expected {
+                return Err(ApiError::conflict(format!(
+                    "volume {target} was changed meanwhile: it is at epoch {now}, not {expected}"
+                ))
+                .hint("look at it again, then repeat"));
+            }
+        }
+        let wish = VolumeChange {
+            description: update.description,
+            add: labels(&update.label_add, Scope::Volume)?,
+            remove: update.label_remove,
+            ..VolumeChange::default()
+        };
+        let changed = joined.control.catalog.change_volume(&target, &wish).await?;
+        tracing::info!(volume = %target, "volume updated");
+        Ok(joined.info(&changed).await)
+    }
+
+    async fn volume_remove(&self, namespace: &str, volume: &str, force: bool) -> Result<(), ApiError> {
+        let joined = self.joined()?;
+        let target = reference(namespace, volume)?;
+        if force {
+            let now = joined.control.find_volume(&target).await?;
+            if now.mount.is_some() {
+                joined.unmount(&now, true).await?;
+            }
+        }
+        joined.control.catalog.remove_volume(&target, force).await?;
+        tracing::info!(volume = %target, "volume removed");
+        Ok(())
+    }
+
+    async fn volume_unmount(&self, namespace: &str, volume: &str, force: bool) -> Result<(), ApiError> {
+        let joined = self.joined()?;
+        let found = joined.control.find_volume(&reference(namespace, volume)?).await?;
+        joined.unmount(&found, force).await
+    }
+
+    async fn volume_verify(
+        &self,
+        namespace: &str,
+        volume: &str,
+        request: VerifyRequest,
+    ) -> Result<VerifyReport, ApiError> {
+        let joined = self.joined()?;
+        let found = joined.control.find_volume(&reference(namespace, volume)?).await?;
+        let view = joined.control.view();
+        let Some(master) = found.configuration.master else {
+            return Err(ApiError::unavailable(format!(
+                "volume {} has no master yet",
+                name(&found)
+            )));
+        };
+        let compared = if master == self.node {
+            joined.server.compare(found.id, request.deep).await?
+        } else {
+            let address = Joined::address(&view, master)?;
+            joined.nodes.verify(master, &address, found.id, request.deep).await?
+        };
+        let differing: BTreeSet<NodeId> = compared
+            .copies
+            .iter()
+            .filter(|c| !c.differing_extents.is_empty())
+            .map(|c| c.node)
+            .collect();
+        let copies = compared
+            .copies
+            .into_iter()
+            .map(|c| VerifiedCopy {
+                node_name: view.node_name(c.node),
+                result: if c.error.is_some() {
+                    "unchecked"
+                } else if differing.contains(&c.node) {
+                    "differs"
+                } else if !c.corrupt_blocks.is_empty() {
+                    "corrupt"
+                } else {
+                    "identical"
+                }
+                .to_owned(),
+                node: c.node,
+                master: c.master,
+                differing_extents: c.differing_extents,
+                corrupt_blocks: c.corrupt_blocks,
+                error: c.error,
+            })
+            .collect();
+        Ok(VerifyReport {
+            volume: name(&found),
+            copies,
+            deep: request.deep,
+            extents: compared.extents,
+        })
+    }
+}
+
+fn namespace_info(namespace: &Namespace, view: &View) -> NamespaceInfo {
+    NamespaceInfo {
+        name: namespace.name.clone(),
+        display_name: namespace.display_name.clone(),
+        description: namespace.description.clone(),
+        labels: namespace.labels.clone(),
+        volumes: view.volumes.values().filter(|v| v.namespace == namespace.name).count(),
+        created_at: namespace.created_at,
+    }
+}

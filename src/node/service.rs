@@ -1,0 +1,249 @@
+//! What one daemon asks another: how the volumes that it holds are doing, to unmount, to compare copies, and whether it is there.
+//!
+//! Small messages on connections of [`Kind::Node`]. The answering side is [`NodeServer`], the asking side [`Nodes`].
+
+use super::mounts::Mounts;
+use crate::api::{ApiError, Code};
+use crate::block::BLOCK_SIZE;
+use crate::replication::{MasterStatus, ReplicaHost, Verification};
+use crate::rpc::{self, Connection, Identity, Kind, Limits, Peer, within};
+use crate::volume::{NodeId, VolumeId};
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tarpc::context::Context;
+
+/// Requests of one connection handled at once.
+const MAX_REQUESTS: usize = 64;
+/// Volumes that one question may name.
+pub(super) const MAX_VOLUMES: usize = 4096;
+/// How long a question about states may take.
+const ASK: Duration = Duration::from_secs(2);
+/// How long unmounting on another node may take: it closes the file system.
+const UNMOUNT: Duration = Duration::from_secs(90);
+/// How long comparing copies may take.
+const VERIFY: Duration = Duration::from_secs(3600);
+
+/// An [`ApiError`] on the wire.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Refused {
+    code: Code,
+    message: String,
+    hint: Option<String>,
+}
+
+impl From<ApiError> for Refused {
+    fn from(error: ApiError) -> Self {
+        let ApiError { code, message, hint } = error;
+        Self { code, message, hint }
+    }
+}
+
+impl From<Refused> for ApiError {
+    fn from(refused: Refused) -> Self {
+        let Refused { code, message, hint } = refused;
+        Self { code, message, hint }
+    }
+}
+
+/// What a node knows of one volume.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(super) struct Runtime {
+    /// Of the master, if it is active there.
+    pub(super) master: Option<MasterStatus>,
+    /// Why the node cannot serve as master although it should.
+    pub(super) problem: Option<String>,
+    /// Bytes that the copy takes on the disk.
+    pub(super) copy_bytes: Option<u64>,
+    /// Why the copy cannot be used.
+    pub(super) copy_failed: Option<String>,
+    /// Bytes that files take, if it is mounted there.
+    pub(super) used_bytes: Option<u64>,
+}
+
+/// The service; see the module's text.
+#[tarpc::service]
+pub(super) trait NodeService {
+    /// What the node knows of these volumes.
+    async fn runtime(volumes: Vec<VolumeId>) -> BTreeMap<VolumeId, Runtime>;
+    /// Unmounts a volume that is mounted there.
+    async fn unmount(volume: VolumeId, force: bool) -> Result<(), Refused>;
+    /// Compares the copies of a volume whose master is there.
+    async fn verify(volume: VolumeId, deep: bool) -> Result<Verification, Refused>;
+    /// Answers at once.
+    async fn ping() -> ();
+}
+
+/// The answering side.
+#[derive(Clone)]
+pub(super) struct NodeServer {
+    pub(super) host: Arc<ReplicaHost>,
+    pub(super) mounts: Arc<Mounts>,
+    pub(super) problems: Arc<Mutex<BTreeMap<VolumeId, String>>>,
+    /// Where the copies are.
+    pub(super) directory: PathBuf,
+}
+
+impl NodeServer {
+    /// Serves a connection until it closes.
+    pub(super) async fn on_connection(self, connection: Connection) {
+        rpc::serve(connection, self.serve(), MAX_REQUESTS).await;
+    }
+
+    /// What this node knows of volumes. Blocks.
+    pub(super) fn look(&self, volumes: &[VolumeId]) -> BTreeMap<VolumeId, Runtime> {
+        let problems = self.problems.lock().clone();
+        volumes
+            .iter()
+            .take(MAX_VOLUMES)
+            .map(|volume| {
+                let mut runtime = Runtime {
+                    master: self.host.master(*volume).map(|master| master.status()),
+                    problem: problems.get(volume).cloned(),
+                    ..Runtime::default()
+                };
+                if let Ok(state) = self.host.state(*volume) {
+                    runtime.copy_failed = state.failed;
+                }
+                // What the sparse data file takes.
+                let data = self.directory.join(volume.to_string()).join("data");
+                runtime.copy_bytes = std::fs::metadata(data).ok().map(|m| m.blocks().saturating_mul(512));
+                if let Some(mount) = self.mounts.get(*volume)
+                    && let Ok(space) = mount.fs.statfs()
+                {
+                    runtime.used_bytes = Some(space.blocks.saturating_sub(space.free) * BLOCK_SIZE as u64);
+                }
+                (*volume, runtime)
+            })
+            .collect()
+    }
+
+    /// Compares the copies of a volume whose master is here.
+    pub(super) async fn compare(&self, volume: VolumeId, deep: bool) -> Result<Verification, ApiError> {
+        let master = self.host.master(volume).ok_or_else(|| {
+            ApiError::unavailable("the volume's master is not active at the moment").hint("try again in a few seconds")
+        })?;
+        tokio::task::spawn_blocking(move || master.verify(deep))
+            .await
+            .map_err(|error| ApiError::internal(format!("the comparison was interrupted: {error}")))?
+            .map_err(|error| ApiError::unavailable(format!("the copies cannot be compared: {error}")))
+    }
+}
+
+impl NodeService for NodeServer {
+    async fn runtime(self, _: Context, volumes: Vec<VolumeId>) -> BTreeMap<VolumeId, Runtime> {
+        tokio::task::spawn_blocking(move || self.look(&volumes))
+            .await
+            .unwrap_or_default()
+    }
+
+    async fn unmount(self, _: Context, volume: VolumeId, force: bool) -> Result<(), Refused> {
+        // In a task of its own: an unmount that has begun is brought to its end, whether the caller waits or not.
+        let unmounting = tokio::spawn(async move {
+            match self.mounts.get(volume) {
+                Some(mount) => self.mounts.unmount(&mount, force).await,
+                None => Ok(()),
+            }
+        });
+        match unmounting.await {
+            Ok(result) => result.map_err(Refused::from),
+            Err(error) => Err(ApiError::internal(error.to_string()).into()),
+        }
+    }
+
+    async fn verify(self, _: Context, volume: VolumeId, deep: bool) -> Result<Verification, Refused> {
+        self.compare(volume, deep).await.map_err(Refused::from)
+    }
+
+    async fn ping(self, _: Context) {}
+}
+
+type NodePeer = Peer<NodeServiceRequest, NodeServiceResponse>;
+
+/// The asking side: a connection to each node that was asked something.
+pub(super) struct Nodes {
+    identity: Identity,
+    peers: Mutex<BTreeMap<NodeId, Arc<NodePeer>>>,
+}
+
+impl Nodes {
+    pub(super) fn new(identity: Identity) -> Self {
+        Self {
+            identity,
+            peers: Mutex::default(),
+        }
+    }
+
+    async fn client(&self, node: NodeId, address: &str) -> Result<NodeServiceClient, ApiError> {
+        let peer = {
+            let mut peers = self.peers.lock();
+            let known = peers.get(&node).filter(|peer| peer.address() == address).cloned();
+            known.unwrap_or_else(|| {
+                let limits = Limits {
+                    connect: ASK,
+                    ..Limits::default()
+                };
+                let peer = Peer::new(address.to_owned(), Kind::Node, self.identity.clone(), limits);
+                peers.insert(node, peer.clone());
+                peer
+            })
+        };
+        let channel = peer
+            .channel()
+            .await
+            .map_err(|error| ApiError::unavailable(format!("the node at {address} does not answer: {error}")))?;
+        Ok(NodeServiceClient::from(channel))
+    }
+
+    /// What a node knows of volumes; `None`: it does not answer in time.
+    pub(super) async fn runtime(
+        &self,
+        node: NodeId,
+        address: &str,
+        volumes: Vec<VolumeId>,
+    ) -> Option<BTreeMap<VolumeId, Runtime>> {
+        let asking = async {
+            let client = self.client(node, address).await.ok()?;
+            client.runtime(within(ASK), volumes).await.ok()
+        };
+        tokio::time::timeout(ASK, asking).await.ok().flatten()
+    }
+
+    /// Unmounts a volume on another node.
+    pub(super) async fn unmount(
+        &self,
+        node: NodeId,
+        address: &str,
+        volume: VolumeId,
+        force: bool,
+    ) -> Result<(), ApiError> {
+        let client = self.client(node, address).await?;
+        match client.unmount(within(UNMOUNT), volume, force).await {
+            Ok(result) => Ok(result?),
+            Err(error) => Err(ApiError::unavailable(format!(
+                "the node at {address} did not answer: {error}"
+            ))),
+        }
+    }
+
+    /// Compares the copies of a volume whose master is on another node.
+    pub(super) async fn verify(
+        &self,
+        node: NodeId,
+        address: &str,
+        volume: VolumeId,
+        deep: bool,
+    ) -> Result<Verification, ApiError> {
+        let client = self.client(node, address).await?;
+        match client.verify(within(VERIFY), volume, deep).await {
+            Ok(result) => Ok(result?),
+            Err(error) => Err(ApiError::unavailable(format!(
+                "the node at {address} did not answer: {error}"
+            ))),
+        }
+    }
+}

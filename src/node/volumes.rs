@@ -1,0 +1,188 @@
+//! What this node does about volumes: follows the control store's view and starts, for each volume that concerns it, what
+//! has to run here.
+//!
+//! Level-triggered: each round looks at the whole view and at what is on the disk, and mends the difference; a missed or repeated
+//! change does no harm. Copies are created by the master's fence ([`crate::replication`]); they are removed here, and
+//! only after a linearizable read has said that the volume or this node's part in it is gone.
+
+use super::control::Control;
+use super::keeper;
+use super::mounts::Mounts;
+use crate::cluster::View;
+use crate::replication::{Environment, Options, ReplicaHost};
+use crate::volume::{NodeId, Volume, VolumeId};
+use parking_lot::Mutex;
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// A round is made at least this often, for what no change announces (a copy that failed, a removal that failed).
+const ROUND: Duration = Duration::from_secs(5);
+
+struct Keeper {
+    task: JoinHandle<()>,
+}
+
+/// See the module's text.
+pub(super) struct Volumes {
+    pub(super) node: NodeId,
+    pub(super) host: Arc<ReplicaHost>,
+    pub(super) environment: Environment,
+    pub(super) options: Options,
+    pub(super) control: Control,
+    pub(super) mounts: Arc<Mounts>,
+    /// Why volumes whose master this node should be are not served.
+    pub(super) problems: Arc<Mutex<BTreeMap<VolumeId, String>>>,
+    directory: PathBuf,
+    keepers: Mutex<HashMap<VolumeId, Keeper>>,
+    stop: CancellationToken,
+}
+
+impl Volumes {
+    /// Nothing runs until [`Volumes::run`]. `directory`: where the copies are.
+    pub(super) fn new(
+        host: Arc<ReplicaHost>,
+        environment: Environment,
+        options: Options,
+        control: Control,
+        mounts: Arc<Mounts>,
+        directory: PathBuf,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            node: host.node(),
+            host,
+            environment,
+            options,
+            control,
+            mounts,
+            problems: Arc::default(),
+            directory,
+            keepers: Mutex::default(),
+            stop: CancellationToken::new(),
+        })
+    }
+
+    /// Follows the view until [`Volumes::stop`].
+    pub(super) async fn run(self: Arc<Self>) {
+        let mut view = self.control.watch();
+        loop {
+            let now = view.borrow_and_update().clone();
+            self.keep_masters(&now);
+            self.mounts.check_claims(&now);
+            self.remove_copies(&now).await;
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                () = tokio::time::sleep(ROUND) => {}
+                changed = view.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Starts a keeper for each volume that has its master here. They end by themselves.
+    fn keep_masters(self: &Arc<Self>, view: &View) {
+        let mut keepers = self.keepers.lock();
+        keepers.retain(|_, keeper| !keeper.task.is_finished());
+        for volume in view.volumes.values() {
+            if volume.configuration.master == Some(self.node) && !self.stop.is_cancelled() {
+                keepers.entry(volume.id).or_insert_with(|| Keeper {
+                    task: tokio::spawn(keeper::keep(self.clone(), volume.id, self.stop.clone())),
+                });
+            }
+        }
+        self.problems.lock().retain(|id, _| keepers.contains_key(id));
+    }
+
+    /// Removes copies of volumes that are gone, and those that this node is to hold no longer.
+    async fn remove_copies(&self, view: &View) {
+        let Some(copies) = self.copies_on_disk().await else {
+            return;
+        };
+        for volume in copies {
+            if view.volumes.get(&volume).is_some_and(|v| self.concerns(v)) {
+                continue;
+            }
+            // The view may be older than the copy.
+            match self.control.volume(volume).await {
+                Ok(Some(now)) if self.concerns(&now) => continue,
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::debug!(%volume, %error, "cannot tell whether a copy is still wanted");
+                    continue;
+                }
+            }
+            if let Some(master) = self.host.master(volume) {
+                master.stop();
+            }
+            let host = self.host.clone();
+            let removed = tokio::task::spawn_blocking(move || host.remove(volume)).await;
+            match removed {
+                Ok(Ok(())) => tracing::info!(%volume, "this node's copy is not part of the volume any more, removed"),
+                Ok(Err(error)) => tracing::warn!(%volume, %error, "a copy could not be removed"),
+                Err(error) => tracing::warn!(%volume, %error, "a copy's removal was interrupted"),
+            }
+        }
+    }
+
+    fn concerns(&self, volume: &Volume) -> bool {
+        let configuration = &volume.configuration;
+        configuration.in_sync.contains(&self.node)
+            || configuration.syncing.contains(&self.node)
+            || configuration.lost.contains_key(&self.node)
+    }
+
+    /// The volumes that have a directory here.
+    async fn copies_on_disk(&self) -> Option<Vec<VolumeId>> {
+        let directory = self.directory.clone();
+        let listed = tokio::task::spawn_blocking(move || {
+            let mut found = Vec::new();
+            for entry in std::fs::read_dir(directory)? {
+                if let Some(id) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) {
+                    found.push(id);
+                }
+            }
+            Ok::<_, std::io::Error>(found)
+        });
+        match listed.await {
+            Ok(Ok(found)) => Some(found),
+            Ok(Err(error)) => {
+                tracing::warn!(directory = %self.directory.display(), %error, "the copies' directory cannot be read");
+                None
+            }
+            Err(_) => None,
+        }
+    }
+
+    /// Ends the masters and closes the copies. Mounts must have ended.
+    pub(super) async fn stop(&self) {
+        self.stop.cancel();
+        let keepers: Vec<Keeper> = self.keepers.lock().drain().map(|(_, keeper)| keeper).collect();
+        for keeper in keepers {
+            // A keeper that panicked has nothing more to stop.
+            let _ = keeper.task.await;
+        }
+        let host = self.host.clone();
+        let volumes: Vec<VolumeId> = self.control.view().volumes.keys().copied().collect();
+        let closed = tokio::task::spawn_blocking(move || {
+            for volume in volumes {
+                if let Some(master) = host.master(volume) {
+                    use crate::block::BlockDevice;
+                    if let Err(error) = master.flush() {
+                        tracing::warn!(%volume, %error, "the last flush failed");
+                    }
+                    master.stop();
+                }
+            }
+            host.close();
+        });
+        if let Err(error) = closed.await {
+            tracing::warn!(%error, "closing the copies was interrupted");
+        }
+    }
+}
