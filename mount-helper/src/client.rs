@@ -221,8 +221,11 @@ pub fn mount_fuse(volume: &str, mountpoint: &Path, options: &MountOptions) -> Re
     Ok(device)
 }
 
-/// Sends the descriptor, and gives up this process's own: from now on the daemon alone holds the mount.
-fn pass(stream: &UnixStream, device: OwnedFd) -> io::Result<()> {
+/// Sends the descriptor to the daemon, and gives up this process's own: from now on the daemon alone holds the mount.
+///
+/// # Errors
+/// The socket's.
+pub fn pass(stream: &UnixStream, device: OwnedFd) -> io::Result<()> {
     let line = protocol::line(&Request::Fd)?;
     let descriptors = [device.as_fd()];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];

@@ -76,7 +76,8 @@ struct Server {
 pub struct HandoffServer {
     server: Arc<Server>,
     path: PathBuf,
-    listener: Option<JoinHandle<()>>,
+    listener: Arc<UnixListener>,
+    thread: Option<JoinHandle<()>>,
 }
 
 /// Listens on `socket` (see [`protocol::mount_socket`]), which is made with mode 0600; a dead daemon's is replaced.
@@ -84,7 +85,7 @@ pub struct HandoffServer {
 /// # Errors
 /// `AddrInUse` if another daemon answers there; the file system's.
 pub fn start(socket: &Path, backend: Arc<dyn MountBackend>) -> io::Result<HandoffServer> {
-    let listener = bind(socket)?;
+    let listener = Arc::new(bind(socket)?);
     let server = Arc::new(Server {
         backend,
         mounts: Mutex::default(),
@@ -92,13 +93,14 @@ pub fn start(socket: &Path, backend: Arc<dyn MountBackend>) -> io::Result<Handof
         helpers: AtomicUsize::new(0),
         stopping: AtomicBool::new(false),
     });
-    let serving = server.clone();
+    let (serving, accepting) = (server.clone(), listener.clone());
     let thread = std::thread::Builder::new().name("mount-socket".into());
-    let listener = thread.spawn(move || accept(&listener, &serving))?;
+    let thread = thread.spawn(move || accept(&accepting, &serving))?;
     Ok(HandoffServer {
         server,
         path: socket.to_owned(),
-        listener: Some(listener),
+        listener,
+        thread: Some(thread),
     })
 }
 
@@ -113,10 +115,10 @@ impl HandoffServer {
 impl Drop for HandoffServer {
     fn drop(&mut self) {
         self.server.stopping.store(true, Ordering::Release);
-        // Wakes the listener's thread.
-        let _ = UnixStream::connect(&self.path);
-        if let Some(listener) = self.listener.take() {
-            let _ = listener.join();
+        // Wakes the thread, even when the socket's name is gone.
+        let _ = rustix::net::shutdown(&*self.listener, rustix::net::Shutdown::Both);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
         }
         let _ = std::fs::remove_file(&self.path);
     }

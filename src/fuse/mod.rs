@@ -12,6 +12,8 @@ mod mount;
 mod pool;
 mod requests;
 mod table;
+#[cfg(test)]
+mod tests;
 
 pub use handoff::{HandoffError, HandoffServer, MountBackend};
 pub use mount::{DEFAULT_LOOPS, MountEnd, MountHandle, ServeError, ServeOptions, Unmount, serve};
