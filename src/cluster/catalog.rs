@@ -2,6 +2,9 @@
 //!
 //! Each reads what it decides on, and writes by a transaction that compares the revisions of what it read; when somebody was faster it
 //! decides again, at most [`ATTEMPTS`] times. Names are unique by a row of their own in the same transaction.
+//!
+//! A store repeats a transaction whose answer was lost, and then the first attempt may be what the second conflicts with. So an
+//! operation that finds its very own doing there has succeeded.
 
 use super::records::{Key, decode, encode, encode_id, name_key};
 use super::store::{Change, Compare, ControlError, ControlStore, LeaseId, Outcome, Revision, Row, Transaction};
@@ -14,6 +17,7 @@ use crate::volume::{
 use jiff::Timestamp;
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -181,13 +185,21 @@ impl Catalog {
     pub async fn create_namespace(&self, namespace: &Namespace) -> Result<(), CatalogError> {
         check_name(&namespace.name)?;
         let key = Key::Namespace(namespace.name.clone()).text();
-        if self
-            .transact(vec![compare(&key, 0)], vec![put(key, encode(namespace))])
-            .await?
-        {
-            return Ok(());
+        let value = encode(namespace);
+        let mut own = false;
+        for _ in 0..ATTEMPTS {
+            match self.store.get(&key).await? {
+                Some(row) if own && row.value == value => return Ok(()),
+                Some(_) => return Err(exists("namespace", &namespace.name)),
+                None => {}
+            }
+            let change = put(key.clone(), value.clone());
+            if self.transact(vec![compare(&key, 0)], vec![change]).await? {
+                return Ok(());
+            }
+            own = true;
         }
-        Err(exists("namespace", &namespace.name))
+        Err(CatalogError::Conflict(format!("namespace `{}`", namespace.name)))
     }
 
     /// Removes an empty namespace.
@@ -200,13 +212,13 @@ impl Catalog {
                 "the namespace `default` is always there and cannot be removed".into(),
             ));
         }
-        for _ in 0..ATTEMPTS {
+        for attempt in 0..ATTEMPTS {
             let key = Key::Namespace(name.to_owned()).text();
-            let row = self
-                .store
-                .get(&key)
-                .await?
-                .ok_or_else(|| not_found("namespace", name))?;
+            let row = match self.store.get(&key).await? {
+                Some(row) => row,
+                None if attempt > 0 => return Ok(()),
+                None => return Err(not_found("namespace", name)),
+            };
             let volumes = self
                 .view()
                 .await?
@@ -521,13 +533,23 @@ impl Catalog {
     /// # Errors
     /// [`CatalogError::NotFound`], [`CatalogError::InUse`] if it is mounted and not forced, [`CatalogError::Unavailable`]
     pub async fn remove_volume(&self, name: &VolumeRef, force: bool) -> Result<Volume, CatalogError> {
+        let mut tried: Option<Volume> = None;
         for _ in 0..ATTEMPTS {
-            let id = self.volume(name).await?.id;
+            let id = match self.volume(name).await {
+                Ok(volume) => volume.id,
+                // Gone since the attempt before: by that attempt, or by somebody who wanted the same.
+                Err(error @ CatalogError::NotFound { .. }) => return tried.ok_or(error),
+                Err(error) => return Err(error),
+            };
             let key = Key::Volume(id).text();
             let Some(row) = self.store.get(&key).await? else {
-                return Err(not_found("volume", &name.to_string()));
+                return tried.ok_or_else(|| not_found("volume", &name.to_string()));
             };
             let volume: Volume = read(&key, &row)?;
+            if tried.as_ref().is_some_and(|tried| tried.id != id) {
+                // The name is a new volume's already.
+                return tried.ok_or_else(|| not_found("volume", &name.to_string()));
+            }
             if let (Some(claim), false) = (&volume.mount, force) {
                 return Err(self.mounted(name, claim).await);
             }
@@ -536,6 +558,7 @@ impl Catalog {
             if self.transact(vec![compare(&key, row.revision)], changes).await? {
                 return Ok(volume);
             }
+            tried = Some(volume);
         }
         Err(CatalogError::Conflict(format!("volume `{name}`")))
     }
@@ -610,10 +633,11 @@ impl Catalog {
         new: &Configuration,
         reason: &str,
     ) -> Result<(), CatalogError> {
+        let tried = AtomicBool::new(false);
         let volume = self
             .update_volume(id, |volume| {
-                if volume.configuration == *new {
-                    // Our own first attempt, whose answer was lost.
+                let again = tried.swap(true, Ordering::Relaxed);
+                if again && volume.configuration == *new {
                     return Ok(());
                 }
                 if volume.configuration.epoch != expected_epoch {

@@ -1,6 +1,9 @@
 //! The catalog on the in-memory store.
 
-use super::{Catalog, CatalogError, MemoryStore, NewVolume, VolumeChange};
+use super::{
+    Catalog, CatalogError, ControlError, ControlStore, Event, LeaseId, MemoryStore, NewVolume, Outcome, Revision, Row,
+    Transaction, VolumeChange,
+};
 use crate::volume::{ClusterId, Labels, Node, NodeId, Scope, VolumeRef, canonical_labels};
 use jiff::Timestamp;
 use std::sync::Arc;
@@ -205,4 +208,91 @@ async fn a_watched_view_follows_and_sees_a_lease_end() {
     let volume = view.wait_for(|view| view.volume(&name("v")).is_some());
     tokio::time::timeout(deadline, volume).await.unwrap().unwrap();
     stop.cancel();
+}
+
+/// A store that loses the answer of every second transaction and repeats the transaction, as a store over a network does.
+#[derive(Default)]
+struct Forgetful {
+    store: MemoryStore,
+    lose: std::sync::atomic::AtomicBool,
+}
+
+#[async_trait::async_trait]
+impl ControlStore for Forgetful {
+    async fn get(&self, key: &str) -> Result<Option<Row>, ControlError> {
+        self.store.get(key).await
+    }
+    async fn range(&self, prefix: &str) -> Result<(Vec<Row>, Revision), ControlError> {
+        self.store.range(prefix).await
+    }
+    async fn transact(&self, transaction: Transaction) -> Result<Outcome, ControlError> {
+        if !self.lose.fetch_not(std::sync::atomic::Ordering::SeqCst) {
+            self.store.transact(transaction.clone()).await?;
+        }
+        self.store.transact(transaction).await
+    }
+    async fn changes(&self, prefix: &str, after: Revision) -> Result<(Vec<Event>, Revision), ControlError> {
+        self.store.changes(prefix, after).await
+    }
+    async fn grant(&self, ttl: Duration) -> Result<LeaseId, ControlError> {
+        self.store.grant(ttl).await
+    }
+    async fn keep_alive(&self, lease: LeaseId) -> Result<bool, ControlError> {
+        self.store.keep_alive(lease).await
+    }
+    async fn revoke(&self, lease: LeaseId) -> Result<(), ControlError> {
+        self.store.revoke(lease).await
+    }
+    fn leadership(&self) -> tokio::sync::watch::Receiver<bool> {
+        self.store.leadership()
+    }
+}
+
+#[tokio::test]
+async fn an_operation_whose_answer_was_lost_is_not_refused_by_its_own_first_attempt() {
+    let store = Arc::new(Forgetful::default());
+    let catalog = Catalog::new(store.clone());
+    let lose = || store.lose.store(false, std::sync::atomic::Ordering::SeqCst);
+    lose();
+    catalog.initialise(ClusterId::random()).await.unwrap();
+    let mut namespace = (*catalog.view().await.unwrap().namespaces["default"]).clone();
+    namespace.name = "apps".into();
+    lose();
+    catalog.create_namespace(&namespace).await.unwrap();
+    lose();
+    catalog.remove_namespace("apps").await.unwrap();
+    let node = Node {
+        id: NodeId::from_bytes([1; 16]),
+        name: "n1".into(),
+        address: String::new(),
+        labels: Labels::new(),
+        cordoned: false,
+        drained: false,
+        capacity: 1,
+        free: 1,
+        version: String::new(),
+        created_at: Timestamp::now(),
+    };
+    lose();
+    catalog.register_node(&node).await.unwrap();
+    let lease = catalog.store().grant(Duration::from_secs(60)).await.unwrap();
+    lose();
+    assert!(catalog.set_live(node.id, lease).await.unwrap());
+    lose();
+    let volume = catalog.create_volume(&new("v", "0"), 1).await.unwrap();
+    assert_eq!(catalog.volume(&name("v")).await.unwrap(), volume);
+    lose();
+    let claimed = catalog.claim_mount(&name("v"), node.id, "/m", false).await.unwrap();
+    assert_eq!(claimed.mounts, 1);
+    let mut next = volume.configuration.clone();
+    next.epoch += 1;
+    lose();
+    catalog.swap_configuration(volume.id, 1, &next, "a test").await.unwrap();
+    lose();
+    catalog.release_mount(volume.id, Some(node.id)).await.unwrap();
+    lose();
+    catalog.set_formatted(volume.id).await.unwrap();
+    lose();
+    assert_eq!(catalog.remove_volume(&name("v"), false).await.unwrap().id, volume.id);
+    assert!(catalog.remove_volume(&name("v"), false).await.is_err());
 }

@@ -23,6 +23,7 @@ pub(super) async fn all(stores: Handles<'_>) {
     comparisons_decide_one_winner(stores, &prefix("race")).await;
     reads_see_what_was_acknowledged(stores, &prefix("read")).await;
     ranges_are_ordered_and_bounded_by_the_prefix(stores, &prefix("range")).await;
+    a_large_range_is_whole(stores, &prefix("large")).await;
     watchers_see_every_change_in_order(stores, &prefix("watch")).await;
     a_watch_returns_when_nothing_happens(stores, &prefix("quiet")).await;
     rows_go_with_their_lease(stores, &prefix("revoke")).await;
@@ -146,6 +147,22 @@ async fn ranges_are_ordered_and_bounded_by_the_prefix(stores: Handles<'_>, prefi
         assert_eq!(rows.into_iter().map(|row| row.key).collect::<Vec<_>>(), sorted);
         assert_eq!(store.range(&format!("{prefix}none")).await.unwrap().0, []);
     }
+}
+
+/// As many bytes as thousands of volumes have, more than any message's head may have.
+async fn a_large_range_is_whole(stores: Handles<'_>, prefix: &str) {
+    let value = "x".repeat(16 << 10);
+    let keys: Vec<_> = (0..160).map(|i| format!("{prefix}{i:03}")).collect();
+    for keys in keys.chunks(16) {
+        transact(&stores[0], &[], keys.iter().map(|k| put(k, &value)).collect()).await;
+    }
+    for store in stores {
+        let (rows, _) = store.range(prefix).await.unwrap();
+        assert!(rows.iter().all(|row| row.value == value));
+        assert_eq!(rows.into_iter().map(|row| row.key).collect::<Vec<_>>(), keys);
+    }
+    let delete = |key: &String| Change::Delete { key: key.clone() };
+    transact(&stores[0], &[], keys.iter().map(delete).collect()).await;
 }
 
 /// Reads changes after `after` until `done`.

@@ -100,11 +100,11 @@ impl View {
 }
 
 fn set<K: Ord, T: serde::de::DeserializeOwned>(map: &mut BTreeMap<K, Arc<T>>, id: K, key: &str, value: Option<&str>) {
-    match value.map(|v| records::decode(key, v)) {
-        Some(Some(record)) => {
+    match value.and_then(|v| records::decode(key, v)) {
+        Some(record) => {
             map.insert(id, Arc::new(record));
         }
-        Some(None) => {}
+        // Removed, or not readable any more: what it was before must not be taken for what it is.
         None => {
             map.remove(&id);
         }
