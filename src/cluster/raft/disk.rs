@@ -48,7 +48,13 @@ impl Disk {
         let opened = std::panic::catch_unwind(std::panic::AssertUnwindSafe(open));
         let disk = opened
             .map_err(|_| damaged("it is damaged".into()))?
-            .map_err(|e| damaged(e.to_string()))?;
+            .map_err(|e| match e {
+                redb::Error::DatabaseAlreadyOpen => ControlError::Unavailable(format!(
+                    "the control store {} is in use: another daemon runs on this data directory",
+                    file.display()
+                )),
+                e => damaged(e.to_string()),
+            })?;
         match disk.read::<u32>(VERSION_KEY) {
             Ok(Some(VERSION)) => Ok(disk),
             Ok(None) => {

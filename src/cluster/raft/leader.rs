@@ -23,6 +23,8 @@ use std::time::{Duration, Instant};
 const TICK: Duration = Duration::from_millis(300);
 /// Time for a node to answer a ping.
 const PING: Duration = Duration::from_secs(2);
+/// Time for a change that the leader wants to be committed.
+const PROPOSE: Duration = Duration::from_secs(5);
 /// Refused connections in a row that end a node's lease.
 const REFUSALS: u32 = 2;
 /// Voters wanted.
@@ -97,16 +99,21 @@ async fn round(inner: &Inner, notes: &mut Notes) {
     probe(inner, notes).await;
     if let Some(voters) = wanted_voters(inner, notes) {
         tracing::info!(voters = voters.len(), "the control plane's voters change");
-        if let Err(error) = inner.raft.change_membership(voters, true).await {
-            tracing::warn!(%error, "the voters could not be changed; trying again");
+        match tokio::time::timeout(PROPOSE, inner.raft.change_membership(voters, true)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the voters could not be changed; trying again"),
+            Err(_) => tracing::warn!("the voters are not changed yet: a majority of them does not answer"),
         }
     }
 }
 
 async fn end(inner: &Inner, lease: LeaseId, why: &str) {
     tracing::info!(lease, why, "a lease ends");
-    if let Err(error) = inner.propose(Command::Revoke(lease)).await {
-        tracing::debug!(%error, lease, "a lease could not be ended; trying again");
+    // Without a majority it would wait for one, and the leader's other work with it.
+    match tokio::time::timeout(PROPOSE, inner.propose(Command::Revoke(lease))).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => tracing::debug!(%error, lease, "a lease could not be ended; trying again"),
+        Err(_) => tracing::debug!(lease, "a lease could not be ended in time; trying again"),
     }
 }
 

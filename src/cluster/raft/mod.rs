@@ -32,7 +32,7 @@ use network::Peers;
 use openraft::{BasicNode, ChangeMembers, Config, ServerState, SnapshotPolicy};
 use parking_lot::Mutex;
 use serde::{Serialize, de::DeserializeOwned};
-use service::{Control, ControlClient, Query, Refusal};
+use service::{Control, ControlClient, Refusal};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -256,8 +256,8 @@ impl RaftStore {
                 .filter(|(id, _)| *id != self.inner.node)
                 .map(|(_, n)| n.addr)
                 .collect();
-            if others.is_empty() {
-                // Alone: the leader is this node itself.
+            if others.is_empty() || self.inner.leads() {
+                // The others would send this node to the leader, to itself, at its old address.
                 let _ = self.inner.add_member(self.inner.node, &self.inner.address).await;
             } else if let Err(error) = self.join(&others).await {
                 tracing::warn!(%error, "this node's new address is not known to the others yet");
@@ -306,7 +306,8 @@ impl Inner {
         loop {
             let metrics = self.raft.metrics().borrow().clone();
             let answer = match metrics.current_leader {
-                Some(leader) if leader == self.node => Some(local().await),
+                // A leader whose majority is gone does not know it: what it proposes waits.
+                Some(leader) if leader == self.node => tokio::time::timeout_at(deadline, local()).await.ok(),
                 Some(leader) => match self.members().get(&leader) {
                     Some(node) => match tokio::time::timeout_at(deadline, self.ask(&node.addr, &remote)).await {
                         Ok(Ok(answer)) => Some(answer),
@@ -352,18 +353,28 @@ impl Inner {
         }
     }
 
-    /// At the leader: a read of what is committed.
-    async fn read(&self, query: &Query) -> Result<(Vec<Row>, Revision), Refusal> {
+    /// At the leader: the revision of what is committed.
+    async fn read_index(&self) -> Result<Revision, Refusal> {
         if let Err(error) = self.raft.ensure_linearizable().await {
             let to = error.forward_to_leader().map(|f| (f.leader_id, f.leader_node.clone()));
             return Err(self.refusal(&error, to));
         }
-        let kv = self.machine.kv();
-        let rows = match query {
-            Query::Get(key) => kv.get(key).cloned().into_iter().collect(),
-            Query::Range(prefix) => kv.range(prefix),
-        };
-        Ok((rows, kv.revision()))
+        Ok(self.machine.kv().revision())
+    }
+
+    /// Returns when this node's replica knows all that is committed now: only a number travels, however much is read.
+    async fn catch_up(&self) -> Result<(), ControlError> {
+        let local = || self.read_index();
+        let remote = |client: ControlClient, context| async move { client.read_index(context).await };
+        let revision = self.at_leader(local, remote).await?;
+        let mut revisions = self.machine.revisions();
+        let known = revisions.wait_for(|known| *known >= revision);
+        match tokio::time::timeout(self.settings.deadline, known).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) | Err(_) => Err(ControlError::Unavailable(
+                "this node's replica of the control store does not catch up with the leader".into(),
+            )),
+        }
     }
 
     /// At the leader: a lease is kept.
@@ -408,27 +419,14 @@ fn wrong(answer: Answer) -> ControlError {
 #[async_trait]
 impl ControlStore for RaftStore {
     async fn get(&self, key: &str) -> Result<Option<Row>, ControlError> {
-        let query = Query::Get(key.to_owned());
-        let local = || self.inner.read(&query);
-        let (rows, _) = self
-            .inner
-            .at_leader(local, |client, context| {
-                let query = query.clone();
-                async move { client.read(context, query).await }
-            })
-            .await?;
-        Ok(rows.into_iter().next())
+        self.inner.catch_up().await?;
+        Ok(self.inner.machine.kv().get(key).cloned())
     }
 
     async fn range(&self, prefix: &str) -> Result<(Vec<Row>, Revision), ControlError> {
-        let query = Query::Range(prefix.to_owned());
-        let local = || self.inner.read(&query);
-        self.inner
-            .at_leader(local, |client, context| {
-                let query = query.clone();
-                async move { client.read(context, query).await }
-            })
-            .await
+        self.inner.catch_up().await?;
+        let kv = self.inner.machine.kv();
+        Ok((kv.range(prefix), kv.revision()))
     }
 
     async fn transact(&self, transaction: Transaction) -> Result<Outcome, ControlError> {
@@ -449,7 +447,8 @@ impl ControlStore for RaftStore {
                 let kv = self.inner.machine.kv();
                 let events = kv.events(prefix, after).map_err(ControlError::Compacted)?;
                 if !events.is_empty() || Instant::now() >= deadline {
-                    return Ok((events, kv.revision()));
+                    // A replica that lags must not send its reader back.
+                    return Ok((events, kv.revision().max(after)));
                 }
             }
             // A closed channel means that the state machine is gone: the stop above shows next.
@@ -534,8 +533,8 @@ impl Control for Server {
         self.store.inner.propose(command).await
     }
 
-    async fn read(self, _: Context, query: Query) -> Result<(Vec<Row>, Revision), Refusal> {
-        self.store.inner.read(&query).await
+    async fn read_index(self, _: Context) -> Result<Revision, Refusal> {
+        self.store.inner.read_index().await
     }
 
     async fn keep_alive(self, _: Context, lease: LeaseId) -> Result<bool, Refusal> {

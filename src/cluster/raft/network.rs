@@ -2,9 +2,11 @@
 
 use super::service::{ControlClient, ControlRequest, ControlResponse};
 use super::types::TypeConfig;
-use crate::rpc::{ConnectError, Identity, Kind, Limits, Payload, Peer, within};
+use crate::rpc::{ConnectError, Identity, Kind, Limits, MAX_PAYLOAD, Payload, Peer, within};
 use crate::volume::NodeId;
-use openraft::error::{InstallSnapshotError, NetworkError, RPCError, RaftError, RemoteError, Unreachable};
+use openraft::error::{
+    InstallSnapshotError, NetworkError, PayloadTooLarge, RPCError, RaftError, RemoteError, Unreachable,
+};
 use openraft::network::RPCOption;
 use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, InstallSnapshotResponse, VoteRequest,
@@ -19,6 +21,8 @@ use std::time::Duration;
 
 /// Addresses that a connection is kept to; more are forgotten.
 const MAX_PEERS: usize = 256;
+/// Log entries of a message after one with more did not fit; a transaction is far below 1 MiB.
+const SMALL: u64 = 4;
 /// Time to open a connection.
 const CONNECT: Duration = Duration::from_secs(2);
 
@@ -105,6 +109,11 @@ impl Link {
             .await
             .map_err(|e| RPCError::Unreachable(Unreachable::new(&e)))?;
         let bytes = postcard::to_allocvec(request).map_err(|e| broken(&e))?;
+        if bytes.len() > MAX_PAYLOAD {
+            // Raft sends fewer entries then.
+            let error = PayloadTooLarge::new_entries_hint(SMALL);
+            return Err(RPCError::PayloadTooLarge(error));
+        }
         let (context, payload) = (within(option.hard_ttl()), Payload(bytes.into()));
         let answer = match call {
             Call::Append => client.append_entries(context, payload).await,

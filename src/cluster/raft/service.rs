@@ -4,7 +4,7 @@
 //! error, not as a wrong message.
 
 use crate::cluster::kv::{Answer, Command};
-use crate::cluster::store::{LeaseId, Revision, Row};
+use crate::cluster::store::{LeaseId, Revision};
 use crate::rpc::Payload;
 use crate::volume::{ClusterId, NodeId};
 use serde::{Deserialize, Serialize};
@@ -18,15 +18,6 @@ pub enum Refusal {
     /// Something else.
     #[error("{0}")]
     Failed(String),
-}
-
-/// What is read at the leader.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub enum Query {
-    /// One key.
-    Get(String),
-    /// Keys by prefix.
-    Range(String),
 }
 
 /// The node's view of the control plane.
@@ -53,8 +44,8 @@ pub trait Control {
     async fn install_snapshot(request: Payload) -> Result<Payload, String>;
     /// To the leader: put a command into the log and apply it.
     async fn propose(command: Command) -> Result<Answer, Refusal>;
-    /// To the leader: read what is committed as of now.
-    async fn read(query: Query) -> Result<(Vec<Row>, Revision), Refusal>;
+    /// To the leader: the revision as of now; a replica that has it may answer reads.
+    async fn read_index() -> Result<Revision, Refusal>;
     /// To the leader: a lease is kept.
     async fn keep_alive(lease: LeaseId) -> Result<bool, Refusal>;
     /// To the leader: a node wants to be a member, at this address.

@@ -27,6 +27,18 @@ struct Member {
     server: Server,
 }
 
+/// Waits until a stopped store has closed its file: Raft's tasks may still be finishing.
+async fn released(directory: &std::path::Path) {
+    let file = directory.join("raft.redb");
+    eventually("the file is closed", || async {
+        !matches!(
+            redb::Database::open(&file),
+            Err(redb::DatabaseError::DatabaseAlreadyOpen)
+        )
+    })
+    .await;
+}
+
 struct Nodes {
     cluster: ClusterId,
     directory: tempfile::TempDir,
@@ -95,6 +107,8 @@ impl Nodes {
         let member = self.members[index].take().unwrap();
         member.store.shutdown().await;
         member.server.stop().await;
+        drop(member.store);
+        released(&member.directory).await;
         (member.id, member.directory, member.address)
     }
 
@@ -226,6 +240,8 @@ async fn a_truncated_store_is_an_error_that_names_the_file() {
             Ok(store) => {
                 assert!(keep == 0 && !store.is_member());
                 store.shutdown().await;
+                drop(store);
+                released(&directory).await;
             }
             Err(error) => {
                 let text = error.to_string();
