@@ -1,8 +1,9 @@
 //! The metadata area as redb's storage: bytes on blocks.
 //!
 //! Writes gather in memory and go out together when redb syncs: a few large messages instead of one for each page. A device that
-//! refuses for a while (a suspended volume) makes the sync wait and try again, never fail: redb gives up a database after one
-//! I/O error, and only the checkpoint thread waits here. The length is kept in two alternating checksummed blocks, since redb checks
+//! refuses for a while (a suspended volume) makes the sync wait and try again: only the checkpoint thread waits here, and reads go on
+//! meanwhile. redb gives up a database after one I/O error; every error is told to the file system (`Control`), which opens the
+//! database again. While it is opened, and once the file system ends, nothing is tried twice. The length is kept in two alternating checksummed blocks, since redb checks
 //! it against its header.
 
 use super::layout::{META_MAX, META_START};
@@ -12,7 +13,7 @@ use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 const BLOCK: u64 = BLOCK_SIZE as u64;
@@ -33,8 +34,68 @@ pub(super) struct MetaArea {
     length: AtomicU64,
     /// Blocks written since the last sync, by number on the device. Held by a sync until they are on the device.
     unsynced: Mutex<Unsynced>,
-    /// Set when the file system gives up: syncs fail instead of waiting.
-    closing: Arc<AtomicBool>,
+    control: Arc<Control>,
+}
+
+/// What the storage does about errors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Phase {
+    /// The database is being opened: errors are the opener's.
+    Opening,
+    /// In use: syncs wait for a device that refuses, errors are told.
+    Live,
+    /// The file system ends: one attempt each.
+    Ending,
+    /// Another has taken its place, or nothing may be written any more: every call fails.
+    Gone,
+}
+
+/// What the file system is told.
+pub(super) enum Trouble {
+    /// The database will not work until it is opened again.
+    Failed,
+    /// A sync waits for the device.
+    Waiting(DeviceError),
+}
+
+/// Shared by the storage, which redb owns, and the file system.
+pub(super) struct Control {
+    phase: AtomicU8,
+    tell: Box<dyn Fn(Trouble) + Send + Sync>,
+}
+
+impl Control {
+    /// For a database that is about to be opened.
+    pub(super) fn new(tell: Box<dyn Fn(Trouble) + Send + Sync>) -> Arc<Self> {
+        Arc::new(Self {
+            phase: AtomicU8::new(Phase::Opening as u8),
+            tell,
+        })
+    }
+
+    pub(super) fn set(&self, phase: Phase) {
+        self.phase.store(phase as u8, Ordering::Release);
+    }
+
+    fn is(&self, phase: Phase) -> bool {
+        self.phase.load(Ordering::Acquire) == phase as u8
+    }
+
+    /// Passes a result on, and tells of an error.
+    fn told<T>(&self, result: io::Result<T>) -> io::Result<T> {
+        if result.is_err() && self.is(Phase::Live) {
+            (self.tell)(Trouble::Failed);
+        }
+        result
+    }
+
+    fn check(&self) -> io::Result<()> {
+        if self.is(Phase::Gone) {
+            return Err(io::Error::other("the metadata database is no longer in use"));
+        }
+        Ok(())
+    }
 }
 
 #[derive(Default)]
@@ -76,7 +137,7 @@ fn io_error(error: DeviceError) -> io::Error {
 }
 
 impl MetaArea {
-    pub(super) fn open(device: Arc<dyn BlockDevice>, closing: Arc<AtomicBool>) -> Result<Self, DeviceError> {
+    pub(super) fn open(device: Arc<dyn BlockDevice>, control: Arc<Control>) -> Result<Self, DeviceError> {
         let mut newest = (0, 0);
         let mut block = vec![0; BLOCK_SIZE];
         for at in LENGTHS {
@@ -90,7 +151,7 @@ impl MetaArea {
                 blocks: BTreeMap::new(),
                 sequence: newest.0,
             }),
-            closing,
+            control,
         })
     }
 
@@ -134,12 +195,8 @@ impl MetaArea {
     }
 }
 
-impl redb::StorageBackend for MetaArea {
-    fn len(&self) -> io::Result<u64> {
-        Ok(self.length.load(Ordering::Acquire))
-    }
-
-    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+impl MetaArea {
+    fn read_bytes(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
         let end = offset.checked_add(out.len() as u64);
         if end.is_none_or(|end| end > self.length.load(Ordering::Acquire)) {
             return Err(io::ErrorKind::UnexpectedEof.into());
@@ -156,7 +213,7 @@ impl redb::StorageBackend for MetaArea {
         Ok(())
     }
 
-    fn set_len(&self, length: u64) -> io::Result<()> {
+    fn change_length(&self, length: u64) -> io::Result<()> {
         if length > META_MAX {
             return Err(io::Error::new(
                 io::ErrorKind::StorageFull,
@@ -180,7 +237,7 @@ impl redb::StorageBackend for MetaArea {
         Ok(())
     }
 
-    fn sync_data(&self) -> io::Result<()> {
+    fn send_unsynced(&self) -> io::Result<()> {
         loop {
             let unsynced = self.unsynced.lock();
             let writes = Self::coalesce(&unsynced.blocks);
@@ -199,9 +256,10 @@ impl redb::StorageBackend for MetaArea {
                     }
                     return Ok(());
                 }
-                Err(DeviceError::ReadOnly(_) | DeviceError::Unavailable(_))
-                    if !self.closing.load(Ordering::Acquire) =>
+                Err(error @ (DeviceError::ReadOnly(_) | DeviceError::Unavailable(_)))
+                    if self.control.is(Phase::Live) =>
                 {
+                    (self.control.tell)(Trouble::Waiting(error));
                     std::thread::sleep(RETRY);
                 }
                 Err(e) => return Err(io_error(e)),
@@ -209,7 +267,7 @@ impl redb::StorageBackend for MetaArea {
         }
     }
 
-    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+    fn keep(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         let mut at = 0;
         while at < data.len() {
             let position = offset + at as u64;
@@ -227,5 +285,31 @@ impl redb::StorageBackend for MetaArea {
             at += part.len();
         }
         Ok(())
+    }
+}
+
+impl redb::StorageBackend for MetaArea {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.length.load(Ordering::Acquire))
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.control.check()?;
+        self.control.told(self.read_bytes(offset, out))
+    }
+
+    fn set_len(&self, length: u64) -> io::Result<()> {
+        self.control.check()?;
+        self.control.told(self.change_length(length))
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.control.check()?;
+        self.control.told(self.send_unsynced())
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.control.check()?;
+        self.control.told(self.keep(offset, data))
     }
 }

@@ -5,11 +5,14 @@
 //! Invariant: a record of generation g+1 is written only after every record of g, and the next freeze waits until the database names g+1,
 //! so replaying the named generation and the one after it gives a prefix of the operations.
 
+use super::backend::{Control, MetaArea, Phase, Trouble};
 use super::log;
+use super::store::Disk;
 use super::{Core, FsError, Ino, State};
 use crate::block::{BLOCK_SIZE, Write};
 use crate::fs::layout::LOG_HALF;
 use bytes::Bytes;
+use parking_lot::{Condvar, Mutex};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -28,6 +31,8 @@ const EARLY_COMMIT_BYTES: usize = 2 << 20;
 const CHECKPOINT_AGE: Duration = Duration::from_secs(30);
 /// Time between checkpoints that a full metadata area makes for little.
 const MADE_ROOM_AGE: Duration = Duration::from_secs(1);
+/// Time between attempts of what failed.
+const RETRY: Duration = Duration::from_secs(1);
 /// Longest single write to the device.
 const WRITE_MAX: usize = 1 << 20;
 
@@ -57,11 +62,21 @@ pub(super) struct Commit {
     running: bool,
     /// Every operation up to this number is durable.
     durable: u64,
-    /// Frozen rows for the checkpoint thread, and the generation that they end with.
+    /// Frozen rows for the checkpoint thread, and the generation that they end with, until they are in the database.
     checkpoint: Option<(Rows, u64)>,
-    checkpoint_running: bool,
-    /// Why the database gave up, if it did.
-    broken: Option<FsError>,
+    /// Why the last attempt at a checkpoint, or at opening the database again, failed. The checkpoint thread goes on trying.
+    failure: Option<FsError>,
+    /// The database failed and must be opened again.
+    reopen: bool,
+    /// The file system ends: one more attempt each, no waiting between.
+    ending: bool,
+    /// Commits begun, and the last of them that failed.
+    attempts: u64,
+    failed: u64,
+    /// The timer tries again soon.
+    retry: bool,
+    /// Why the last commit failed: nothing may change until one succeeds.
+    refusal: Option<FsError>,
     /// When a full metadata area last made a checkpoint.
     made_room: Option<Instant>,
     /// A commit is wanted before the timer's next tick.
@@ -95,12 +110,14 @@ impl Core {
     /// Waits until an operation is durable, committing if nobody else does.
     pub(super) fn commit_upto(&self, target: u64) -> Result<(), FsError> {
         let mut commit = self.commit.lock();
+        let arrived = commit.attempts;
         loop {
             if commit.durable >= target {
                 return Ok(());
             }
-            if let Some(broken) = &commit.broken {
-                return Err(broken.clone());
+            if let Some(refusal) = commit.refusal.as_ref().filter(|_| commit.failed > arrived) {
+                // An attempt that included this caller's changes: all who waited for it get its error.
+                return Err(refusal.clone());
             }
             if commit.running {
                 self.committed.wait(&mut commit);
@@ -108,6 +125,8 @@ impl Core {
             }
             commit.running = true;
             commit.early = false;
+            commit.attempts += 1;
+            let attempt = commit.attempts;
             drop(commit);
             let result = self.write_record();
             if let Ok(upto) = result {
@@ -116,10 +135,19 @@ impl Core {
             }
             commit = self.commit.lock();
             commit.running = false;
-            if let Ok(upto) = result {
-                commit.durable = commit.durable.max(upto);
-                self.durable.store(commit.durable, Ordering::Release);
+            match &result {
+                Ok(upto) => {
+                    commit.durable = commit.durable.max(*upto);
+                    self.durable.store(commit.durable, Ordering::Release);
+                    commit.refusal = None;
+                }
+                Err(e) => {
+                    commit.refusal = Some(e.clone());
+                    commit.retry = true;
+                    commit.failed = attempt;
+                }
             }
+            self.refusing.store(commit.refusal.is_some(), Ordering::Release);
             self.committed.notify_all();
             result?;
         }
@@ -250,21 +278,40 @@ impl Core {
 
     fn wait_for_checkpoint(&self) -> Result<(), FsError> {
         let mut commit = self.commit.lock();
-        while commit.checkpoint.is_some() || commit.checkpoint_running {
-            if let Some(broken) = &commit.broken {
-                return Err(broken.clone());
+        loop {
+            if let Some(failure) = &commit.failure {
+                return Err(failure.clone());
+            }
+            if commit.checkpoint.is_none() {
+                return Ok(());
             }
             self.check_open()?;
             self.committed.wait(&mut commit);
         }
-        match &commit.broken {
-            Some(broken) => Err(broken.clone()),
-            None => Ok(()),
+    }
+
+    /// What a changing operation is answered while changes cannot be made durable.
+    pub(super) fn check_refusal(&self) -> Result<(), FsError> {
+        if self.refusing.load(Ordering::Acquire)
+            && let Some(refusal) = &self.commit.lock().refusal
+        {
+            return Err(refusal.clone());
         }
+        Ok(())
+    }
+
+    /// From now on the device gets one attempt at each thing: close takes a bounded time.
+    pub(super) fn begin_ending(&self) {
+        let mut commit = self.commit.lock();
+        commit.ending = true;
+        commit.failure = None;
+        drop(commit);
+        self.control.lock().set(Phase::Ending);
+        self.committed.notify_all();
     }
 
     /// Holds an operation back while changes fill the memory they may take, and asks for an early commit before that.
-    pub(super) fn wait_for_room(&self) {
+    pub(super) fn wait_for_room(&self) -> Result<(), FsError> {
         let (unlogged, changed) = {
             let state = self.state.lock();
             (state.store.unlogged_bytes(), state.store.changed_bytes())
@@ -277,10 +324,10 @@ impl Core {
             }
         }
         if changed > CHANGES_MAX {
-            // An error shows at the next commit; here it only must not wait for ever.
-            let _ = self.commit_all();
-            let _ = self.wait_for_checkpoint();
+            self.commit_all()?;
+            self.wait_for_checkpoint()?;
         }
+        Ok(())
     }
 
     /// Ends the threads and whoever waits.
@@ -294,36 +341,74 @@ impl Core {
 
     fn run_checkpoints(&self) {
         let mut commit = self.commit.lock();
-        loop {
-            if let Some((rows, generation)) = commit.checkpoint.take() {
-                commit.checkpoint_running = true;
-                drop(commit);
-                let disk = self.disk.lock().clone();
-                let result = disk.ok_or(FsError::Closed).and_then(|disk| {
-                    disk.apply(&rows, generation)?;
-                    self.row_bytes.store(disk.row_bytes(), Ordering::Release);
-                    disk.base()
-                });
-                let broken = match result {
-                    Ok(base) => {
-                        self.state.lock().store.thaw(base);
-                        None
-                    }
-                    Err(error) => {
-                        tracing::error!(%error, "the metadata database gave up; mount the volume again");
-                        Some(error)
-                    }
-                };
-                commit = self.commit.lock();
-                commit.checkpoint_running = false;
-                commit.broken = broken;
-                self.committed.notify_all();
-            } else if self.closing.load(Ordering::Acquire) {
-                return;
-            } else {
+        while !self.closing.load(Ordering::Acquire) {
+            // At the end one failure is enough: the log has everything.
+            let given_up = commit.ending && commit.failure.is_some();
+            if given_up || !(commit.reopen || commit.checkpoint.is_some()) {
                 self.committed.wait(&mut commit);
+                continue;
+            }
+            let checkpoint = commit.checkpoint.clone();
+            let reopen = std::mem::take(&mut commit.reopen);
+            drop(commit);
+            let result = if reopen { self.reopen() } else { Ok(()) };
+            let opened = result.is_ok();
+            let result = result.and_then(|()| match &checkpoint {
+                Some((rows, generation)) => self.checkpoint(rows, *generation),
+                None => Ok(()),
+            });
+            commit = self.commit.lock();
+            match result {
+                Ok(()) => {
+                    if checkpoint.is_some() {
+                        commit.checkpoint = None;
+                    }
+                    commit.failure = None;
+                    self.committed.notify_all();
+                }
+                Err(error) => {
+                    tracing::warn!(%error, opened, "a checkpoint of the metadata failed; trying again");
+                    commit.failure = Some(error);
+                    // Whatever it was: redb may not be asked again.
+                    commit.reopen = true;
+                    self.committed.notify_all();
+                    let next = Instant::now() + RETRY;
+                    while !commit.ending && !self.closing.load(Ordering::Acquire) && Instant::now() < next {
+                        self.committed.wait_until(&mut commit, next);
+                    }
+                }
             }
         }
+    }
+
+    fn checkpoint(&self, rows: &Rows, generation: u64) -> Result<(), FsError> {
+        let disk = self.disk.lock().clone().ok_or(FsError::Closed)?;
+        disk.apply(rows, generation)?;
+        let base = disk.base()?;
+        self.row_bytes.store(disk.row_bytes(), Ordering::Release);
+        self.state.lock().store.thaw(base);
+        Ok(())
+    }
+
+    /// Opens the database again after an error. Reads of rows that are not in memory fail meanwhile.
+    fn reopen(&self) -> Result<(), FsError> {
+        self.control.lock().set(Phase::Gone);
+        self.state.lock().store.set_base(None);
+        *self.disk.lock() = None;
+        let control = Control::new(tell(&self.commit, &self.committed));
+        let area = MetaArea::open(self.device.clone(), control.clone())?;
+        let disk = Disk::open(area, self.options.metadata_cache_bytes)?;
+        let base = disk.base()?;
+        let mut current = self.control.lock();
+        // Close says first that it ends, then takes the lock of the control: it finds this one, or is seen here.
+        let ending = self.commit.lock().ending;
+        control.set(if ending { Phase::Ending } else { Phase::Live });
+        *current = control;
+        drop(current);
+        *self.disk.lock() = Some(Arc::new(disk));
+        self.state.lock().store.set_base(Some(base));
+        tracing::info!("the metadata database is open again");
+        Ok(())
     }
 
     /// Commits what nobody syncs, every interval.
@@ -331,6 +416,9 @@ impl Core {
         let mut commit = self.commit.lock();
         let mut next = Instant::now() + self.options.commit_interval;
         while !self.closing.load(Ordering::Acquire) {
+            if std::mem::take(&mut commit.retry) {
+                next = next.min(Instant::now() + RETRY);
+            }
             if !commit.early && Instant::now() < next {
                 self.committed.wait_until(&mut commit, next);
                 continue;
@@ -342,13 +430,28 @@ impl Core {
             if behind && let Err(error) = self.commit_all() {
                 tracing::warn!(%error, "changes could not be made durable; trying again");
             }
-            if let Err(error) = self.reclaim() {
+            if !self.refusing.load(Ordering::Acquire)
+                && let Err(error) = self.reclaim()
+            {
                 tracing::warn!(%error, "freed space could not be given back; trying again");
             }
             next = Instant::now() + self.options.commit_interval;
             commit = self.commit.lock();
         }
     }
+}
+
+/// What the metadata area's storage tells the checkpoint thread and who waits for it.
+pub(super) fn tell(commit: &Arc<Mutex<Commit>>, committed: &Arc<Condvar>) -> Box<dyn Fn(Trouble) + Send + Sync> {
+    let (commit, committed) = (commit.clone(), committed.clone());
+    Box::new(move |trouble| {
+        let mut commit = commit.lock();
+        match trouble {
+            Trouble::Failed => commit.reopen = true,
+            Trouble::Waiting(error) => commit.failure = Some(error.into()),
+        }
+        committed.notify_all();
+    })
 }
 
 /// Starts the threads of an open file system; they end when it closes.

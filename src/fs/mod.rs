@@ -48,16 +48,16 @@ pub use types::{
 };
 
 use crate::block::{BlockDevice, Write};
-use backend::MetaArea;
+use backend::{Control, MetaArea, Phase};
 use commit::{Commit, LogPosition};
 use error::posix;
 use layout::{DATA_START, Superblock};
 use orphan::References;
 use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
-use reclaim::{Freed, InFlight};
+use reclaim::{Freed, InFlight, Mark};
 use rows::{COUNTERS, Content, Counters, Inode, free_key, inode_key, orphan_key, pending_key};
 use std::collections::HashMap;
-use std::ops::Bound;
+use std::ops::{Bound, Deref, DerefMut};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -91,15 +91,64 @@ struct State {
     window_since: Arc<AtomicU64>,
 }
 
+/// The state while one operation changes it. When a read of the database failed on the way, all that it changed is taken back.
+struct Changing<'a> {
+    state: MutexGuard<'a, State>,
+    counters: Counters,
+    cursor: u64,
+    freed: Mark,
+}
+
+impl<'a> Changing<'a> {
+    fn new(mut state: MutexGuard<'a, State>) -> Self {
+        state.op += 1;
+        state.store.begin();
+        Self {
+            counters: state.counters,
+            cursor: state.cursor,
+            freed: state.freed.mark(),
+            state,
+        }
+    }
+}
+
+impl Deref for Changing<'_> {
+    type Target = State;
+
+    fn deref(&self) -> &State {
+        &self.state
+    }
+}
+
+impl DerefMut for Changing<'_> {
+    fn deref_mut(&mut self) -> &mut State {
+        &mut self.state
+    }
+}
+
+impl Drop for Changing<'_> {
+    fn drop(&mut self) {
+        if self.state.store.end() {
+            self.state.counters = self.counters;
+            self.state.cursor = self.cursor;
+            self.state.freed.back_to(self.freed);
+        }
+    }
+}
+
 struct Core {
     device: Arc<dyn BlockDevice>,
     superblock: Superblock,
     options: Options,
     hash_key: [u8; 32],
     state: Mutex<State>,
-    commit: Mutex<Commit>,
-    committed: Condvar,
+    commit: Arc<Mutex<Commit>>,
+    committed: Arc<Condvar>,
+    /// Whether `commit.refusal` is set, for a look without the lock.
+    refusing: AtomicBool,
     edges: Vec<RwLock<()>>,
+    /// Held by the one that reclaims.
+    reclaiming: Mutex<()>,
     in_flight: Mutex<InFlight>,
     drained: Condvar,
     /// The operation that last refilled the allocation window: durable before data goes to the window's blocks.
@@ -110,7 +159,9 @@ struct Core {
     row_bytes: AtomicU64,
     /// Gone once closed: another daemon may have the volume then.
     disk: Mutex<Option<Arc<Disk>>>,
-    closing: Arc<AtomicBool>,
+    /// Of the storage that the database is on now.
+    control: Mutex<Arc<Control>>,
+    closing: AtomicBool,
 }
 
 /// A mounted file system. All calls block and may be made from any thread; the result of a call is durable after an fsync of what
@@ -128,8 +179,9 @@ impl FileSystem {
     pub fn format(device: &Arc<dyn BlockDevice>, capacity: u64) -> Result<(), FsError> {
         let secret = *uuid::Uuid::new_v4().as_bytes();
         let superblock = Superblock::new(capacity, secret);
-        let closing = Arc::new(AtomicBool::new(true));
-        let disk = Disk::open(MetaArea::open(device.clone(), closing)?, 1 << 20)?;
+        // Nobody is told: an error is this call's.
+        let control = Control::new(Box::new(|_| {}));
+        let disk = Disk::open(MetaArea::open(device.clone(), control)?, 1 << 20)?;
         let mut store = Store::new(disk.base()?);
         let counters = Counters {
             next_ino: ROOT + 1,
@@ -179,8 +231,9 @@ impl FileSystem {
     pub fn open(device: Arc<dyn BlockDevice>, options: Options) -> Result<Arc<Self>, FsError> {
         let superblock =
             Superblock::read(&*device)?.ok_or_else(|| FsError::Format("the device holds no file system".into()))?;
-        let closing = Arc::new(AtomicBool::new(false));
-        let area = MetaArea::open(device.clone(), closing.clone())?;
+        let (commit, committed) = (Arc::new(Mutex::new(Commit::default())), Arc::new(Condvar::new()));
+        let control = Control::new(commit::tell(&commit, &committed));
+        let area = MetaArea::open(device.clone(), control.clone())?;
         let disk = Disk::open(area, options.metadata_cache_bytes)?;
         let base = disk.base()?;
         let generation = Disk::generation(&base)?;
@@ -220,28 +273,37 @@ impl FileSystem {
                 cursor: DATA_START,
                 window_since: window_since.clone(),
             }),
-            commit: Mutex::new(Commit::default()),
-            committed: Condvar::new(),
+            commit,
+            committed,
+            refusing: AtomicBool::new(false),
             edges: (0..EDGE_STRIPES).map(|_| RwLock::new(())).collect(),
+            reclaiming: Mutex::new(()),
             in_flight: Mutex::new(InFlight::default()),
             drained: Condvar::new(),
             window_since,
             durable: AtomicU64::new(0),
             row_bytes: AtomicU64::new(disk.row_bytes()),
             disk: Mutex::new(Some(Arc::new(disk))),
-            closing,
+            control: Mutex::new(control),
+            closing: AtomicBool::new(false),
             device,
         });
         core.load_pending()?;
         if !core.options.read_only {
             core.clear_window()?;
-            core.remove_orphans()?;
         }
+        // Until here an error is the caller's, without a second attempt.
+        core.control.lock().set(Phase::Live);
         let threads = Mutex::new(commit::start_threads(&core)?);
-        Ok(Arc::new(Self { core, threads }))
+        let fs = Arc::new(Self { core, threads });
+        if !fs.core.options.read_only {
+            fs.core.remove_orphans()?;
+        }
+        Ok(fs)
     }
 
-    /// Makes everything durable and stops. Later calls fail. Closing twice is harmless.
+    /// Makes everything durable and stops. Later calls fail. Closing twice is harmless. On a device that fails or refuses this takes
+    /// as long as the device does for a few calls: nothing is tried twice.
     ///
     /// # Errors
     /// The device's; then the intent log still holds whatever an fsync returned for.
@@ -250,11 +312,16 @@ impl FileSystem {
         if threads.is_empty() {
             return Ok(());
         }
+        self.core.begin_ending();
         let result = self.core.commit_all().and_then(|()| self.core.checkpoint_all());
         self.core.stop();
         for thread in threads.drain(..) {
             // A thread that panicked has nothing to give back.
             let _ = thread.join();
+        }
+        if result.is_err() {
+            // The log has what was acknowledged; the database is left as it is.
+            self.core.control.lock().set(Phase::Gone);
         }
         *self.core.disk.lock() = None;
         result
@@ -290,10 +357,13 @@ impl FileSystem {
 impl Drop for FileSystem {
     fn drop(&mut self) {
         // A caller that did not close wants a crash's semantics: nothing more is written.
+        self.core.control.lock().set(Phase::Gone);
         self.core.stop();
         for thread in self.threads.lock().drain(..) {
             let _ = thread.join();
         }
+        // The checkpoint thread may have opened the database again meanwhile.
+        self.core.control.lock().set(Phase::Gone);
     }
 }
 
@@ -317,20 +387,24 @@ impl Core {
     }
 
     /// The state, for an operation that changes something.
-    fn change(&self) -> Result<MutexGuard<'_, State>, FsError> {
+    fn change(&self) -> Result<Changing<'_>, FsError> {
         self.check_open()?;
         if self.options.read_only {
             return posix(libc::EROFS);
         }
+        self.check_refusal()?;
+        self.begin()
+    }
+
+    /// The same for what the file system does by itself.
+    fn begin(&self) -> Result<Changing<'_>, FsError> {
         // Changes that outrun the checkpoints wait here, not in memory.
-        self.wait_for_room();
-        let mut state = self.state.lock();
-        state.op += 1;
-        Ok(state)
+        self.wait_for_room()?;
+        Ok(Changing::new(self.state.lock()))
     }
 
     /// The state, for an operation that adds rows: `ENOSPC` when the metadata area is nearly full.
-    fn change_adding(&self) -> Result<MutexGuard<'_, State>, FsError> {
+    fn change_adding(&self) -> Result<Changing<'_>, FsError> {
         loop {
             let state = self.change()?;
             if !self.is_metadata_full(&state) {

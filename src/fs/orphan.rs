@@ -88,9 +88,7 @@ impl Core {
     /// Frees an inode that has no name and no references, in steps.
     pub(super) fn remove_inode(&self, ino: Ino) -> Result<(), FsError> {
         loop {
-            self.wait_for_room();
-            let mut state = self.state.lock();
-            state.op += 1;
+            let mut state = self.begin()?;
             let mut inode = match state.inode(ino) {
                 Ok(inode) => inode,
                 Err(FsError::Posix(libc::ENOENT)) => {

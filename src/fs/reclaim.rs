@@ -29,6 +29,20 @@ impl Freed {
         self.blocks
     }
 
+    /// Where an operation that may be taken back begins.
+    pub(super) fn mark(&self) -> Mark {
+        Mark {
+            runs: self.runs.len(),
+            blocks: self.blocks,
+        }
+    }
+
+    /// Forgets what was freed since.
+    pub(super) fn back_to(&mut self, mark: Mark) {
+        self.runs.truncate(mark.runs);
+        self.blocks = mark.blocks;
+    }
+
     /// Takes runs freed by operations up to this number, at most [`BATCH`].
     fn take(&mut self, durable: u64) -> Vec<(u64, u64, u64)> {
         let mut taken: Vec<_> = self.runs.extract_if(.., |(op, ..)| *op <= durable).collect();
@@ -37,6 +51,13 @@ impl Freed {
         }
         taken
     }
+}
+
+/// What was freed before an operation.
+#[derive(Clone, Copy)]
+pub(super) struct Mark {
+    runs: usize,
+    blocks: u64,
 }
 
 /// Tickets of device calls in flight.
@@ -78,6 +99,11 @@ impl Core {
 
     /// Discards what durable operations freed and makes it free. Returns how many blocks.
     pub(super) fn reclaim(&self) -> Result<u64, FsError> {
+        let _one = self.reclaiming.lock();
+        self.reclaim_alone()
+    }
+
+    fn reclaim_alone(&self) -> Result<u64, FsError> {
         let durable = self.durable();
         let mut total = 0;
         loop {
@@ -99,29 +125,47 @@ impl Core {
                 .iter()
                 .try_for_each(|(start, length)| self.device.discard(*start, *length))
                 .and_then(|()| self.device.flush());
-            let mut state = self.state.lock();
-            if let Err(e) = discarded {
-                state.freed.runs.extend(taken);
-                return Err(e.into());
-            }
-            state.op += 1;
-            for (_, start, length) in &taken {
-                state.store.delete(pending_key(*start));
-                state.freed.blocks -= length;
-                total += length;
-            }
-            for (start, length) in runs {
-                state.add_free(start, length)?;
+            let freed = discarded
+                .map_err(FsError::from)
+                .and_then(|()| self.make_free(&taken, &runs));
+            match freed {
+                Ok(blocks) => total += blocks,
+                Err(e) => {
+                    self.state.lock().freed.runs.extend(taken);
+                    return Err(e);
+                }
             }
         }
     }
 
+    /// Moves discarded runs from the pending rows to the free ones.
+    fn make_free(&self, taken: &[(u64, u64, u64)], runs: &[(u64, u64)]) -> Result<u64, FsError> {
+        let mut state = self.begin()?;
+        let mut blocks = 0;
+        for (_, start, length) in taken {
+            state.store.delete(pending_key(*start));
+            state.freed.blocks -= length;
+            blocks += length;
+        }
+        for (start, length) in runs {
+            state.add_free(*start, *length)?;
+        }
+        Ok(blocks)
+    }
+
     /// Gives back freed space now, when an allocation found none. False when there was none to give back.
     pub(super) fn reclaim_now(&self) -> Result<bool, FsError> {
-        if self.state.lock().freed.blocks() == 0 {
+        // Another may be just giving it back.
+        let _one = self.reclaiming.lock();
+        let state = self.state.lock();
+        if state.counters.free > 0 {
+            return Ok(true);
+        }
+        if state.freed.blocks() == 0 {
             return Ok(false);
         }
+        drop(state);
         self.commit_all()?;
-        Ok(self.reclaim()? > 0)
+        Ok(self.reclaim_alone()? > 0)
     }
 }

@@ -2,13 +2,14 @@
 //!
 //! A read looks at the running changes, then at those that a checkpoint is just putting into the database, then at the database as it
 //! was at the last checkpoint. So nobody waits for a checkpoint, and a failed one loses nothing. The changes are bounded: their
-//! volume triggers the next checkpoint.
+//! volume triggers the next checkpoint. When a read fails in the middle of an operation, what the operation changed is taken back.
 
 use super::backend::MetaArea;
 use super::error::FsError;
 use super::log::{Change, change_size};
 use super::rows::{GENERATION, ROW_BYTES, number};
 use redb::{Database, ReadOnlyTable, ReadableDatabase, TableDefinition, TableError};
+use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
 use std::sync::Arc;
@@ -96,7 +97,8 @@ impl Disk {
 
 /// The rows as operations see and change them. Kept behind the file system's lock.
 pub(super) struct Store {
-    base: Base,
+    /// `None` while the database is opened again after an error.
+    base: Option<Base>,
     frozen: Option<Arc<Rows>>,
     changes: Rows,
     /// Bytes of `changes`, about.
@@ -106,18 +108,31 @@ pub(super) struct Store {
     /// Changes that are in no log record yet.
     unlogged: HashMap<Vec<u8>, Option<Vec<u8>>>,
     unlogged_bytes: usize,
+    /// What the running operation changed, to take it back when a read fails in its middle.
+    undo: Vec<Undo>,
+    /// Whether a read of the database failed since the operation began.
+    read_failed: Cell<bool>,
+}
+
+/// A changed row: its key, and what stood before among the changes and the unlogged ones.
+struct Undo {
+    key: Vec<u8>,
+    change: Option<Option<Vec<u8>>>,
+    unlogged: Option<Option<Vec<u8>>>,
 }
 
 impl Store {
     pub(super) fn new(base: Base) -> Self {
         Self {
-            base,
+            base: Some(base),
             frozen: None,
             changes: Rows::new(),
             changed_bytes: 0,
             frozen_bytes: 0,
             unlogged: HashMap::new(),
             unlogged_bytes: 0,
+            undo: Vec::new(),
+            read_failed: Cell::new(false),
         }
     }
 
@@ -128,7 +143,58 @@ impl Store {
         if let Some(value) = self.frozen.as_ref().and_then(|rows| rows.get(key)) {
             return Ok(value.clone());
         }
-        Ok(self.base.get(key)?.map(|v| v.value().to_vec()))
+        self.noted(self.base()?.get(key).map(|row| row.map(|v| v.value().to_vec())))
+    }
+
+    fn base(&self) -> Result<&Base, FsError> {
+        let missing = || FsError::Metadata("the metadata database failed and is being opened again".into());
+        self.noted(self.base.as_ref().ok_or_else(missing))
+    }
+
+    /// Passes a result of the database on, and remembers an error.
+    fn noted<T, E: Into<FsError>>(&self, result: Result<T, E>) -> Result<T, FsError> {
+        result.map_err(|e| {
+            self.read_failed.set(true);
+            e.into()
+        })
+    }
+
+    /// An operation begins.
+    pub(super) fn begin(&mut self) {
+        self.undo.clear();
+        self.read_failed.set(false);
+    }
+
+    /// The operation ends: takes it back if a read failed on the way, and says so.
+    pub(super) fn end(&mut self) -> bool {
+        let failed = self.read_failed.replace(false);
+        if !failed {
+            self.undo.clear();
+            return false;
+        }
+        for Undo { key, change, unlogged } in std::mem::take(&mut self.undo).into_iter().rev() {
+            if let Some(new) = match unlogged {
+                Some(old) => {
+                    self.unlogged_bytes += change_size(&key, old.as_deref());
+                    self.unlogged.insert(key.clone(), old)
+                }
+                None => self.unlogged.remove(&key),
+            } {
+                self.unlogged_bytes -= change_size(&key, new.as_deref());
+            }
+            let size = change_size(&key, change.as_ref().and_then(Option::as_deref));
+            let new = match change {
+                Some(old) => {
+                    self.changed_bytes += size;
+                    self.changes.insert(key.clone(), old)
+                }
+                None => self.changes.remove(&key),
+            };
+            if let Some(new) = new {
+                self.changed_bytes -= change_size(&key, new.as_deref());
+            }
+        }
+        true
     }
 
     pub(super) fn put(&mut self, key: Vec<u8>, value: Vec<u8>) {
@@ -143,12 +209,15 @@ impl Store {
         let size = change_size(&key, value.as_deref());
         self.unlogged_bytes += size;
         self.changed_bytes += size;
-        if let Some(old) = self.unlogged.insert(key.clone(), value.clone()) {
+        let unlogged = self.unlogged.insert(key.clone(), value.clone());
+        if let Some(old) = &unlogged {
             self.unlogged_bytes -= change_size(&key, old.as_deref());
         }
-        if let Some(old) = self.changes.insert(key.clone(), value) {
+        let change = self.changes.insert(key.clone(), value);
+        if let Some(old) = &change {
             self.changed_bytes -= change_size(&key, old.as_deref());
         }
+        self.undo.push(Undo { key, change, unlogged });
     }
 
     /// A change that is in the log already: replay.
@@ -174,8 +243,8 @@ impl Store {
         let empty = Rows::new();
         let frozen = self.frozen.as_deref().unwrap_or(&empty);
         let mut frozen = frozen.range::<[u8], _>(bounds).rev().peekable();
-        let mut base = self.base.range::<&[u8]>(bounds)?.rev();
-        let mut base_row = base.next().transpose()?;
+        let mut base = self.noted(self.base()?.range::<&[u8]>(bounds))?.rev();
+        let mut base_row = self.noted(base.next().transpose())?;
         loop {
             let highest = [
                 changes.peek().map(|(k, _)| &k[..]),
@@ -188,7 +257,7 @@ impl Store {
             let mut value = None;
             if base_row.as_ref().is_some_and(|(k, _)| k.value() == highest) {
                 value = Some(base_row.take().map(|(_, v)| v.value().to_vec()));
-                base_row = base.next().transpose()?;
+                base_row = self.noted(base.next().transpose())?;
             }
             if frozen.peek().is_some_and(|(k, _)| **k == highest) {
                 value = frozen.next().map(|(_, v)| v.clone());
@@ -214,8 +283,8 @@ impl Store {
         let empty = Rows::new();
         let frozen = self.frozen.as_deref().unwrap_or(&empty);
         let mut frozen = frozen.range::<[u8], _>(bounds).peekable();
-        let mut base = self.base.range::<&[u8]>(bounds)?;
-        let mut base_row = base.next().transpose()?;
+        let mut base = self.noted(self.base()?.range::<&[u8]>(bounds))?;
+        let mut base_row = self.noted(base.next().transpose())?;
         loop {
             let c = changes.peek().map(|(k, _)| &k[..]);
             let f = frozen.peek().map(|(k, _)| &k[..]);
@@ -248,7 +317,7 @@ impl Store {
                 frozen.next();
             }
             if in_b {
-                base_row = base.next().transpose()?;
+                base_row = self.noted(base.next().transpose())?;
             }
         }
     }
@@ -295,9 +364,14 @@ impl Store {
         Some(rows)
     }
 
+    /// The database is opened again: none, then as its last finished checkpoint left it. The changes in memory stay above it.
+    pub(super) fn set_base(&mut self, base: Option<Base>) {
+        self.base = base;
+    }
+
     /// The frozen changes are in the database, which is now this.
     pub(super) fn thaw(&mut self, base: Base) {
-        self.base = base;
+        self.base = Some(base);
         self.frozen = None;
         self.frozen_bytes = 0;
     }

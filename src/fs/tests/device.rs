@@ -18,6 +18,8 @@ struct Content {
     /// Changes until the power goes.
     left: Option<u64>,
     refuse: Option<DeviceError>,
+    /// Reads until one fails, once.
+    good_reads: Option<u64>,
 }
 
 pub(super) struct CrashDevice {
@@ -49,6 +51,16 @@ impl CrashDevice {
     /// Every change fails like this, or none.
     pub(super) fn refuse(&self, error: Option<DeviceError>) {
         self.content.lock().refuse = error;
+    }
+
+    /// The read after so many more fails, once.
+    pub(super) fn fail_read_after(&self, reads: u64) {
+        self.content.lock().good_reads = Some(reads);
+    }
+
+    /// Whether no read is going to fail.
+    pub(super) fn reads_are_good(&self) -> bool {
+        self.content.lock().good_reads.is_none()
     }
 
     /// A device as it is when every unflushed change came to be kept.
@@ -145,7 +157,13 @@ impl BlockDevice for CrashDevice {
     }
 
     fn read(&self, block: u64, buffer: &mut [u8]) -> Result<(), DeviceError> {
-        let content = self.content.lock();
+        let mut content = self.content.lock();
+        if let Some(left) = content.good_reads {
+            content.good_reads = left.checked_sub(1);
+            if left == 0 {
+                return Err(DeviceError::Unavailable("no copy answers".into()));
+            }
+        }
         assert!(block + (buffer.len() / BLOCK_SIZE) as u64 <= self.blocks);
         for (i, out) in buffer.chunks_exact_mut(BLOCK_SIZE).enumerate() {
             match content.current.get(&(block + i as u64)) {

@@ -27,6 +27,19 @@ fn open(device: &Arc<CrashDevice>) -> Arc<FileSystem> {
     FileSystem::open(device, options()).unwrap()
 }
 
+/// Repeats what a passing trouble makes fail.
+#[track_caller]
+fn until_ok<T>(mut call: impl FnMut() -> Result<T, super::FsError>) -> T {
+    let deadline = std::time::Instant::now() + Duration::from_secs(30);
+    loop {
+        match call() {
+            Ok(value) => return value,
+            Err(e) => assert!(std::time::Instant::now() < deadline, "{e}"),
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// A new file system of so many MiB.
 fn fresh(mib: u64) -> (Arc<CrashDevice>, Arc<FileSystem>) {
     let device = Arc::new(CrashDevice::new(super::device_blocks(mib << 20)));

@@ -1,7 +1,10 @@
 //! Full metadata, and devices that fail or refuse.
 
-use super::{CALLER, check, open, with_metadata_limit};
-use crate::fs::{FsError, ROOT};
+use super::device::CrashDevice;
+use super::{CALLER, check, fresh, open, until_ok, with_metadata_limit};
+use crate::block::{BlockDevice, DeviceError};
+use crate::fs::{FileSystem, FsError, Options, ROOT};
+use std::sync::Arc;
 
 fn errno<T: std::fmt::Debug>(result: Result<T, FsError>) -> i32 {
     result.unwrap_err().errno()
@@ -43,6 +46,121 @@ fn a_full_metadata_area_refuses_what_adds_to_it_and_works_again_after_removals()
     fs.mkdir(&CALLER, ROOT, b"e", 0o755).unwrap();
     fs.write(ino, 0, b"x", false).unwrap();
     check(&fs);
+    fs.close().unwrap();
+    check(&open(&device));
+}
+
+/// A file system whose metadata is read from the device each time.
+fn uncached(device: &Arc<CrashDevice>) -> Arc<FileSystem> {
+    let plain: Arc<dyn BlockDevice> = device.clone();
+    let options = Options {
+        metadata_cache_bytes: 0,
+        ..super::options()
+    };
+    FileSystem::open(plain, options).unwrap()
+}
+
+#[test]
+fn a_metadata_read_that_fails_fails_one_operation_and_changes_nothing() {
+    let (device, fs) = fresh(8);
+    for i in 0..3000 {
+        let attr = fs.mknod(&CALLER, ROOT, format!("f{i}").as_bytes(), libc::S_IFREG | 0o644, 0);
+        fs.forget(attr.unwrap().ino, 1);
+    }
+    fs.close().unwrap();
+    let fs = uncached(&device);
+    let mut failed = 0;
+    for round in 0..60_u64 {
+        device.fail_read_after(round % 20);
+        let name = |n: u64| format!("f{}", (round * 37 + n) % 3000).into_bytes();
+        let results = [
+            fs.rename(ROOT, &name(0), ROOT, &name(1), 0),
+            fs.unlink(ROOT, &name(2)),
+            fs.mkdir(&CALLER, ROOT, format!("d{round}").as_bytes(), 0o755)
+                .map(|_| ()),
+        ];
+        failed += results
+            .iter()
+            .filter(|r| r.as_ref().is_err_and(|e| e.errno() == libc::EIO))
+            .count();
+        for i in 0..3000 {
+            if device.reads_are_good() {
+                break;
+            }
+            let _ = fs.lookup(ROOT, format!("f{i}").as_bytes());
+        }
+        until_ok(|| fs.getattr(ROOT));
+        until_ok(|| fs.check());
+    }
+    assert!(failed > 10, "only {failed} operations met the failure");
+    check(&fs);
+    until_ok(|| fs.sync());
+    check(&open(&Arc::new(device.image_with_all_writes())));
+    fs.close().unwrap();
+    check(&open(&device));
+}
+
+#[test]
+fn a_checkpoint_that_fails_is_done_again() {
+    let (device, fs) = fresh(8);
+    let ino = fs.create(&CALLER, ROOT, b"f", 0o644).unwrap().ino;
+    fs.sync().unwrap();
+    device.refuse(Some(DeviceError::Io("bad disk".into())));
+    assert!(fs.core.checkpoint_all().is_err());
+    device.refuse(None);
+    until_ok(|| fs.core.checkpoint_all());
+    fs.write(ino, 0, b"x", false).unwrap();
+    check(&fs);
+    fs.close().unwrap();
+    let fs = open(&device);
+    check(&fs);
+    assert_eq!(&fs.read(ino, 0, 10).unwrap()[..], b"x");
+}
+
+#[test]
+fn close_gives_up_on_a_device_that_stays_read_only_and_what_was_synced_is_there() {
+    for during_checkpoint in [false, true] {
+        let (device, fs) = fresh(8);
+        let ino = fs.create(&CALLER, ROOT, b"f", 0o644).unwrap().ino;
+        fs.write(ino, 0, b"synced", false).unwrap();
+        fs.fsync(ino, false).unwrap();
+        device.refuse(Some(DeviceError::ReadOnly("suspended".into())));
+        if during_checkpoint {
+            // It waits for the device; whoever waits for it does not.
+            assert_eq!(errno(fs.core.checkpoint_all()), libc::EROFS);
+        }
+        assert_eq!(errno(fs.close()), libc::EROFS);
+        assert!(matches!(fs.getattr(ino), Err(FsError::Closed)));
+        device.refuse(None);
+        let fs = open(&device);
+        check(&fs);
+        assert_eq!(&fs.read(ino, 0, 10).unwrap()[..], b"synced");
+    }
+}
+
+#[test]
+fn opening_on_a_device_that_refuses_writes_fails_and_does_not_wait() {
+    let (device, fs) = fresh(8);
+    let ino = fs.create(&CALLER, ROOT, b"f", 0o644).unwrap().ino;
+    fs.write(ino, 0, b"synced", false).unwrap();
+    fs.fsync(ino, false).unwrap();
+    drop(fs);
+    device.refuse(Some(DeviceError::ReadOnly("suspended".into())));
+    let plain: Arc<dyn BlockDevice> = device.clone();
+    assert!(FileSystem::open(plain, super::options()).is_err());
+    device.refuse(None);
+    check(&open(&device));
+}
+
+#[test]
+fn a_checkpoint_goes_on_by_itself_when_the_device_writes_again() {
+    let (device, fs) = fresh(8);
+    fs.mkdir(&CALLER, ROOT, b"d", 0o755).unwrap();
+    device.refuse(Some(DeviceError::ReadOnly("suspended".into())));
+    assert_eq!(errno(fs.core.checkpoint_all()), libc::EROFS);
+    fs.lookup(ROOT, b"d").unwrap();
+    device.refuse(None);
+    until_ok(|| fs.core.checkpoint_all());
     fs.close().unwrap();
     check(&open(&device));
 }
