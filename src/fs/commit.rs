@@ -70,8 +70,9 @@ pub(super) struct Commit {
     reopen: bool,
     /// The file system ends: one more attempt each, no waiting between.
     ending: bool,
-    /// Commits begun, and the last of them that failed.
+    /// Commits begun, the last of them that succeeded, and that failed.
     attempts: u64,
+    succeeded: u64,
     failed: u64,
     /// The timer tries again soon.
     retry: bool,
@@ -90,6 +91,12 @@ impl Core {
         self.commit_upto(target)
     }
 
+    /// The same, with all data written so far.
+    pub(super) fn sync_all(&self) -> Result<(), FsError> {
+        let target = self.state.lock().op;
+        self.commit(target, true)
+    }
+
     /// The highest operation known to be durable.
     pub(super) fn durable(&self) -> u64 {
         self.durable.load(Ordering::Acquire)
@@ -104,15 +111,21 @@ impl Core {
             // The metadata is durable; the data may be in caches.
             return Ok(self.device.flush()?);
         }
-        self.commit_upto(target)
+        self.commit(target, true)
     }
 
     /// Waits until an operation is durable, committing if nobody else does.
     pub(super) fn commit_upto(&self, target: u64) -> Result<(), FsError> {
+        self.commit(target, false)
+    }
+
+    /// Waits for a commit that makes an operation durable; with `data`, for one whose flush began after this call, since a write's
+    /// operation may be in an earlier one and its data not.
+    fn commit(&self, target: u64, data: bool) -> Result<(), FsError> {
         let mut commit = self.commit.lock();
         let arrived = commit.attempts;
         loop {
-            if commit.durable >= target {
+            if commit.durable >= target && (!data || commit.succeeded > arrived) {
                 return Ok(());
             }
             if let Some(refusal) = commit.refusal.as_ref().filter(|_| commit.failed > arrived) {
@@ -140,6 +153,7 @@ impl Core {
                     commit.durable = commit.durable.max(*upto);
                     self.durable.store(commit.durable, Ordering::Release);
                     commit.refusal = None;
+                    commit.succeeded = attempt;
                 }
                 Err(e) => {
                     commit.refusal = Some(e.clone());
@@ -427,7 +441,11 @@ impl Core {
             let durable = commit.durable;
             drop(commit);
             let behind = self.state.lock().op > durable;
-            if behind && let Err(error) = self.commit_all() {
+            let unflushed = self.unflushed.swap(false, Ordering::AcqRel);
+            if (behind || unflushed)
+                && let Err(error) = self.sync_all()
+            {
+                self.unflushed.fetch_or(unflushed, Ordering::AcqRel);
                 tracing::warn!(%error, "changes could not be made durable; trying again");
             }
             if !self.refusing.load(Ordering::Acquire)

@@ -36,11 +36,23 @@ impl FsError {
     }
 }
 
+impl FsError {
+    /// What the device said, if that is the cause.
+    fn of_redb(error: redb::Error) -> Self {
+        if let redb::Error::Io(io) = &error
+            && let Some(device) = io.get_ref().and_then(|inner| inner.downcast_ref::<DeviceError>())
+        {
+            return Self::Device(device.clone());
+        }
+        Self::Metadata(error.to_string())
+    }
+}
+
 macro_rules! from_redb {
     ($($error:ty),*) => {
         $(impl From<$error> for FsError {
             fn from(error: $error) -> Self {
-                Self::Metadata(error.to_string())
+                Self::of_redb(error.into())
             }
         })*
     };

@@ -93,10 +93,11 @@ struct State {
 
 /// The state while one operation changes it. When a read of the database failed on the way, all that it changed is taken back.
 struct Changing<'a> {
-    state: MutexGuard<'a, State>,
-    counters: Counters,
-    cursor: u64,
-    freed: Mark,
+    guard: MutexGuard<'a, State>,
+    // Names that no field of the state has.
+    counters_before: Counters,
+    cursor_before: u64,
+    freed_before: Mark,
 }
 
 impl<'a> Changing<'a> {
@@ -104,10 +105,10 @@ impl<'a> Changing<'a> {
         state.op += 1;
         state.store.begin();
         Self {
-            counters: state.counters,
-            cursor: state.cursor,
-            freed: state.freed.mark(),
-            state,
+            counters_before: state.counters,
+            cursor_before: state.cursor,
+            freed_before: state.freed.mark(),
+            guard: state,
         }
     }
 }
@@ -116,22 +117,22 @@ impl Deref for Changing<'_> {
     type Target = State;
 
     fn deref(&self) -> &State {
-        &self.state
+        &self.guard
     }
 }
 
 impl DerefMut for Changing<'_> {
     fn deref_mut(&mut self) -> &mut State {
-        &mut self.state
+        &mut self.guard
     }
 }
 
 impl Drop for Changing<'_> {
     fn drop(&mut self) {
-        if self.state.store.end() {
-            self.state.counters = self.counters;
-            self.state.cursor = self.cursor;
-            self.state.freed.back_to(self.freed);
+        if self.guard.store.end() {
+            self.guard.counters = self.counters_before;
+            self.guard.cursor = self.cursor_before;
+            self.guard.freed.back_to(self.freed_before);
         }
     }
 }
@@ -159,6 +160,8 @@ struct Core {
     row_bytes: AtomicU64,
     /// Gone once closed: another daemon may have the volume then.
     disk: Mutex<Option<Arc<Disk>>>,
+    /// Data was written since the timer last looked.
+    unflushed: AtomicBool,
     /// Of the storage that the database is on now.
     control: Mutex<Arc<Control>>,
     closing: AtomicBool,
@@ -284,6 +287,7 @@ impl FileSystem {
             durable: AtomicU64::new(0),
             row_bytes: AtomicU64::new(disk.row_bytes()),
             disk: Mutex::new(Some(Arc::new(disk))),
+            unflushed: AtomicBool::new(false),
             control: Mutex::new(control),
             closing: AtomicBool::new(false),
             device,
@@ -313,7 +317,7 @@ impl FileSystem {
             return Ok(());
         }
         self.core.begin_ending();
-        let result = self.core.commit_all().and_then(|()| self.core.checkpoint_all());
+        let result = self.core.sync_all().and_then(|()| self.core.checkpoint_all());
         self.core.stop();
         for thread in threads.drain(..) {
             // A thread that panicked has nothing to give back.
@@ -333,7 +337,7 @@ impl FileSystem {
     /// The device's.
     pub fn sync(&self) -> Result<(), FsError> {
         self.core.check_open()?;
-        self.core.commit_all()
+        self.core.sync_all()
     }
 
     /// Space and inodes.
@@ -464,7 +468,11 @@ impl Core {
         if since > self.durable.load(Ordering::Acquire) {
             self.commit_upto(since)?;
         }
-        Ok(self.device.write(writes, false)?)
+        self.device.write(writes, false)?;
+        if !self.unflushed.load(Ordering::Relaxed) {
+            self.unflushed.store(true, Ordering::Release);
+        }
+        Ok(())
     }
 
     /// Files without a name that were open when the file system stopped.

@@ -351,3 +351,20 @@ fn a_device_that_refuses_for_a_while_loses_nothing() {
     assert_eq!(content(&after, after.lookup(ROOT, b"during").unwrap().ino), b"2");
     check(&after);
 }
+
+#[test]
+fn a_sync_flushes_data_whose_operation_was_durable_before() {
+    let (device, fs) = fresh(16);
+    let ino = file(&fs, "f", b"old");
+    fs.sync().unwrap();
+    // The operation of a write becomes durable with the window's commit, its data after it.
+    let flushes = device.flushes();
+    fs.sync().unwrap();
+    assert!(device.flushes() > flushes);
+    fs.write(ino, 0, b"new", false).unwrap();
+    fs.core.commit_all().unwrap();
+    fs.fsync(ino, false).unwrap();
+    let image = std::sync::Arc::new(device.image(1));
+    let after = open(&image);
+    assert_eq!(content(&after, after.lookup(ROOT, b"f").unwrap().ino), b"new");
+}
