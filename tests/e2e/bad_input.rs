@@ -89,8 +89,7 @@ fn a_fresh_node_says_that_it_is_in_no_cluster() {
     let mut child = std::process::Command::new(STORAGEOS)
         .args(["node", "run", "--data-dir"])
         .arg(&node.directory)
-        .args(["--listen", &node.address, "--name", "n1", "--socket"])
-        .arg(node.socket())
+        .args(["--listen", &node.address, "--name", "n1", "--socket", "none"])
         .stderr(log)
         .spawn()
         .unwrap();

@@ -135,8 +135,7 @@ impl Node {
             .args(["node", "run", "--data-dir"])
             .arg(&self.directory)
             .args(["--listen", &self.address, "--name", &self.name])
-            .arg("--socket")
-            .arg(self.socket())
+            .args(["--socket", "none"])
             .args(&self.extra);
         match &self.join {
             None => command.arg("--init"),
