@@ -7,7 +7,7 @@
 use super::mount::{DEFAULT_LOOPS, MountEnd, MountHandle, ServeOptions, serve};
 use crate::fs::FileSystem;
 use mount_helper::protocol::{self, Answer, MountRequest, Request};
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -66,6 +66,8 @@ struct Server {
     backend: Arc<dyn MountBackend>,
     /// `None` between `prepare` and the kernel's greeting.
     mounts: Mutex<HashMap<Key, Option<Arc<MountHandle>>>>,
+    /// Tells of entries that left `mounts`.
+    gone: Condvar,
     /// Mounts that ended with an error which no `umount` has heard of.
     failed: Mutex<VecDeque<(Key, String)>>,
     helpers: AtomicUsize,
@@ -89,6 +91,7 @@ pub fn start(socket: &Path, backend: Arc<dyn MountBackend>) -> io::Result<Handof
     let server = Arc::new(Server {
         backend,
         mounts: Mutex::default(),
+        gone: Condvar::new(),
         failed: Mutex::default(),
         helpers: AtomicUsize::new(0),
         stopping: AtomicBool::new(false),
@@ -303,16 +306,26 @@ impl Server {
             failed.push_back((key.clone(), error.to_string()));
         }
         self.mounts.lock().remove(key);
+        self.gone.notify_all();
     }
 
     /// Waits for the end of a mount that has been unmounted.
     fn closed(&self, key: &Key, wait: Duration) -> Answer {
+        let until = Instant::now() + wait;
         let found = self.mounts.lock().get(key).cloned();
         match found {
             Some(None) => return Answer::Busy,
             Some(Some(handle)) if handle.wait(STILL_SERVING, wait).is_none() => return Answer::Busy,
             _ => {}
         }
+        // The file system is closed; the claim must be given back too, or a mount elsewhere would still be refused.
+        let mut mounts = self.mounts.lock();
+        while mounts.contains_key(key) {
+            if self.gone.wait_until(&mut mounts, until).timed_out() {
+                return Answer::Busy;
+            }
+        }
+        drop(mounts);
         let mut failed = self.failed.lock();
         match failed
             .iter()

@@ -13,7 +13,7 @@ use super::{
     store::{CopyError, Sum, ZERO_SUM},
 };
 use crate::{
-    block::{BLOCK_SIZE, BlockDevice, DeviceError, EXTENT_BLOCKS, EXTENT_SIZE},
+    block::{BLOCK_SIZE, BlockDevice, DeviceError, EXTENT_BLOCKS, EXTENT_SIZE, sums_of},
     rpc::{Kind, Payload, Sums, within},
     volume::NodeId,
 };
@@ -236,13 +236,11 @@ impl Master {
                 end += 1;
             }
             let (block, run) = (first + at, end - at);
-            let sums = &want[index..end as usize];
-            let data = if zero {
-                None
-            } else {
-                Some(self.read_mending(source, block, run)?)
-            };
-            self.side_write(target, block, run, data, sums)?;
+            // Read in any case: a sum may be what is wrong, and must not be spread. What a mended block became counts.
+            let data = self.read_mending(source, block, run)?;
+            let sums = sums_of(&data);
+            let data = sums.iter().any(|sum| *sum != ZERO_SUM).then_some(data);
+            self.side_write(target, block, run, data, &sums)?;
             differed += run;
             at = end;
         }
