@@ -4,6 +4,7 @@ use crate::mountinfo::{self, FS_TYPE, Mount};
 use crate::options::MountOptions;
 use crate::protocol::{self, Answer, DEFAULT_SOCKET, MountRequest, Request};
 use crate::record::{self, Record};
+use crate::utab;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
@@ -260,6 +261,7 @@ fn after_mount(volume: &str, mountpoint: &Path, socket: &Path, read_ahead_kib: u
         socket: socket.to_owned(),
     };
     let _ = record::write(Path::new(record::DIRECTORY), &mount.device, &record);
+    let _ = utab::add(Path::new(utab::DIRECTORY), volume, &mount.mountpoint);
 }
 
 /// How to unmount.
@@ -303,6 +305,7 @@ pub fn unmount(target: &Path, flags: UnmountFlags, socket: Option<&Path>) -> Res
         _ => (protocol::mount_socket(&api_socket(socket)), mount.mountpoint.clone()),
     };
     record::remove(records, &mount.device);
+    let _ = utab::remove(Path::new(utab::DIRECTORY), &mount.mountpoint);
     wait_closed(&socket, &mount.source, &mountpoint, flags)
 }
 

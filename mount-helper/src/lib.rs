@@ -14,5 +14,6 @@ pub mod mountinfo;
 pub mod options;
 pub mod protocol;
 pub mod record;
+pub mod utab;
 
 pub use client::{MountArguments, MountError, UnmountFlags, mount, mount_fuse, set_read_ahead, unmount};
