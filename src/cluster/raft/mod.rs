@@ -259,8 +259,15 @@ impl RaftStore {
             if others.is_empty() || self.inner.leads() {
                 // The others would send this node to the leader, to itself, at its old address.
                 let _ = self.inner.add_member(self.inner.node, &self.inner.address).await;
-            } else if let Err(error) = self.join(&others).await {
-                tracing::warn!(%error, "this node's new address is not known to the others yet");
+            } else {
+                let mut leads = self.inner.leader.subscribe();
+                tokio::select! {
+                    joined = self.join(&others) => if let Err(error) = joined {
+                        tracing::warn!(%error, "this node's new address is not known to the others yet");
+                    },
+                    // Elected meanwhile: from now on it is this node that everybody would be sent to.
+                    _ = leads.wait_for(|leads| *leads) => {}
+                }
             }
             tokio::time::sleep(RETRY).await;
         }
