@@ -21,7 +21,10 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>
 async fn main() -> Result<()> {
     let home = tempfile::tempdir()?;
     let mut nodes = start(home.path()).await?;
-    println!("three nodes: {}", nodes.iter().map(Daemon::address).collect::<Vec<_>>().join(", "));
+    println!(
+        "three nodes: {}",
+        nodes.iter().map(Daemon::address).collect::<Vec<_>>().join(", ")
+    );
 
     let api = nodes[0].operations();
     let made = api
@@ -34,7 +37,12 @@ async fn main() -> Result<()> {
             node_selector: String::new(),
         })
         .await?;
-    println!("volume {}/{}: a master and {} replicas", made.namespace, made.name, made.replicas.len());
+    println!(
+        "volume {}/{}: a master and {} replicas",
+        made.namespace,
+        made.name,
+        made.replicas.len()
+    );
 
     let volume = nodes[0].attach("default/data", false, PATIENCE).await?;
     write(volume.file_system(), 0..100).await?;
@@ -51,7 +59,10 @@ async fn main() -> Result<()> {
     volume.close().await?;
     println!("all 200 are there, read on {}", NAMES[1]);
 
-    let report = nodes[0].operations().volume_verify("default", "data", VerifyRequest { deep: true }).await?;
+    let report = nodes[0]
+        .operations()
+        .volume_verify("default", "data", VerifyRequest { deep: true })
+        .await?;
     for copy in &report.copies {
         println!("copy on {}: {}", copy.node_name, copy.result);
         if copy.result != "identical" {
@@ -127,7 +138,9 @@ async fn check(fs: &Arc<FileSystem>, count: u32) -> Result<()> {
         Ok(None)
     })
     .await?;
-    wrong.map_or(Ok(()), |number| Err(format!("file {number} is not what was written").into()))
+    wrong.map_or(Ok(()), |number| {
+        Err(format!("file {number} is not what was written").into())
+    })
 }
 
 /// Mounts the volume on the first node, as `storageos volume mount` does, and reads a file as any program would.
@@ -146,7 +159,11 @@ async fn mount(home: &Path) -> Result<()> {
     tokio::task::spawn_blocking(move || -> Result<()> {
         mount_helper::mount(&arguments)?;
         let kept = std::fs::read_to_string(directory.join("file-7"));
-        mount_helper::unmount(&directory, mount_helper::UnmountFlags::default(), arguments.options.socket.as_deref())?;
+        mount_helper::unmount(
+            &directory,
+            mount_helper::UnmountFlags::default(),
+            arguments.options.socket.as_deref(),
+        )?;
         if kept? != text(7) {
             return Err("the mounted file is not what was written".into());
         }

@@ -114,7 +114,7 @@ pub(super) struct Joined {
     pub(super) control: Control,
     pub(super) mounts: Arc<Mounts>,
     pub(super) server: NodeServer,
-    pub(super) nodes: Nodes,
+    pub(super) nodes: Arc<Nodes>,
     volumes: Arc<Volumes>,
     plane: Plane,
     /// Ends the lease.
@@ -217,7 +217,8 @@ impl Shared {
             peers: Arc::new(records::Addresses(control.clone())),
             runtime: Handle::current(),
         };
-        let mounts = Mounts::new(self.host.clone(), environment.clone(), control.clone());
+        let nodes = Arc::new(Nodes::new(self.identity.clone()));
+        let mounts = Mounts::new(self.host.clone(), environment.clone(), control.clone(), nodes.clone());
         let volumes = Volumes::new(
             self.host.clone(),
             environment,
@@ -238,7 +239,7 @@ impl Shared {
             control,
             mounts,
             server,
-            nodes: Nodes::new(self.identity.clone()),
+            nodes,
             volumes: volumes.clone(),
             plane: self.plane.clone(),
             leave: CancellationToken::new(),

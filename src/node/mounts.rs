@@ -8,6 +8,7 @@
 //! calls of an older one, so a mount that lost its claim can do no harm until it notices.
 
 use super::control::{Control, name};
+use super::service::Nodes;
 use super::switch::{Backend, SwitchDevice};
 use crate::api::{ApiError, Code};
 use crate::block::{BlockDevice, DeviceError};
@@ -27,6 +28,8 @@ use tokio_util::sync::CancellationToken;
 
 /// Pause between looks for a device.
 const LOOK: Duration = Duration::from_millis(50);
+/// After an unmount the kernel tells the daemon at once; a mount that is still served then is in use.
+const STILL_SERVED: Duration = Duration::from_millis(500);
 /// A claim that cannot be released, since the control plane does not answer, is tried again this often.
 pub(super) const RELEASE_RETRY: Duration = Duration::from_secs(1);
 /// How long an unmount waits for the file system to be closed.
@@ -62,16 +65,6 @@ pub(super) struct Mount {
     pub(super) released: CancellationToken,
 }
 
-impl Mount {
-    /// Whether the kernel has ended it.
-    pub(super) fn has_ended(&self) -> bool {
-        self.handle
-            .lock()
-            .as_ref()
-            .is_some_and(|handle| handle.ended().is_some())
-    }
-}
-
 pub(super) enum Slot {
     /// Being opened.
     Opening,
@@ -84,18 +77,25 @@ pub(super) struct Mounts {
     host: Arc<ReplicaHost>,
     environment: Environment,
     pub(super) control: Control,
+    nodes: Arc<Nodes>,
     pub(super) slots: Mutex<BTreeMap<VolumeId, Slot>>,
     /// The daemon ends: what cannot be done now is left to its next start.
     pub(super) stop: CancellationToken,
 }
 
 impl Mounts {
-    pub(super) fn new(host: Arc<ReplicaHost>, environment: Environment, control: Control) -> Arc<Self> {
+    pub(super) fn new(
+        host: Arc<ReplicaHost>,
+        environment: Environment,
+        control: Control,
+        nodes: Arc<Nodes>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             node: host.node(),
             host,
             environment,
             control,
+            nodes,
             slots: Mutex::default(),
             stop: CancellationToken::new(),
         })
@@ -144,20 +144,13 @@ impl Mounts {
     /// Takes the volume's slot; waits for a mount that is just being closed.
     async fn reserve(&self, volume: &Volume, deadline: Instant) -> Result<(), ApiError> {
         loop {
-            let closing = match self.slots.lock().entry(volume.id) {
+            let mount = match self.slots.lock().entry(volume.id) {
                 std::collections::btree_map::Entry::Vacant(vacant) => {
                     vacant.insert(Slot::Opening);
                     return Ok(());
                 }
                 std::collections::btree_map::Entry::Occupied(slot) => match slot.get() {
-                    Slot::Open(mount) if mount.has_ended() => mount.released.clone(),
-                    Slot::Open(mount) => {
-                        return Err(already_mounted(
-                            &mount.name,
-                            "this node",
-                            &mount.mountpoint.to_string_lossy(),
-                        ));
-                    }
+                    Slot::Open(mount) => mount.clone(),
                     Slot::Opening => {
                         return Err(ApiError::conflict(format!(
                             "volume {} is being mounted on this node by another request",
@@ -166,16 +159,27 @@ impl Mounts {
                     }
                 },
             };
-            if tokio::time::timeout_at(deadline.into(), closing.cancelled())
-                .await
-                .is_err()
-            {
-                return Err(ApiError::conflict(format!(
-                    "volume {} is still being unmounted on this node",
-                    name(volume)
-                )));
+            if !self.ends(volume.id, deadline).await {
+                return Err(already_mounted(
+                    &mount.name,
+                    "this node",
+                    &mount.mountpoint.to_string_lossy(),
+                ));
             }
         }
+    }
+
+    /// Whether the volume is not mounted here, or is just being unmounted and that is brought to its end by `deadline`.
+    pub(super) async fn ends(&self, volume: VolumeId, deadline: Instant) -> bool {
+        let Some(mount) = self.get(volume) else { return true };
+        let handle = mount.handle.lock().clone();
+        let Some(handle) = handle else { return false };
+        let left = deadline.saturating_duration_since(Instant::now());
+        let ended = tokio::task::spawn_blocking(move || handle.wait(STILL_SERVED, left).is_some()).await;
+        ended.unwrap_or(false)
+            && tokio::time::timeout_at(deadline.into(), mount.released.cancelled())
+                .await
+                .is_ok()
     }
 
     async fn claim_and_open(
@@ -184,7 +188,16 @@ impl Mounts {
         wanted: &Wanted,
         deadline: Instant,
     ) -> Result<Arc<Mount>, ApiError> {
-        let claimed = self.claim(volume, wanted).await?;
+        let claimed = loop {
+            match self.claim(volume, wanted).await? {
+                Ok(claimed) => break claimed,
+                // Just being unmounted there: its claim is as good as gone.
+                Err((holder, _)) if self.ends_elsewhere(holder, volume.id, deadline).await => {
+                    tokio::time::sleep(LOOK).await;
+                }
+                Err((_, refusal)) => return Err(refusal),
+            }
+        };
         let opened = async {
             let backend = self.find_device(volume.id, claimed.mounts, deadline).await?;
             self.open_file_system(&claimed, backend, wanted).await
@@ -197,14 +210,19 @@ impl Mounts {
     }
 
     /// Takes the claim, and mastership with it where this node's copy is in sync.
-    async fn claim(&self, volume: &Volume, wanted: &Wanted) -> Result<Volume, ApiError> {
+    ///
+    /// The inner error: another node has it.
+    async fn claim(&self, volume: &Volume, wanted: &Wanted) -> Result<Result<Volume, (NodeId, ApiError)>, ApiError> {
         let me = self.node;
         let view = self.control.view();
-        self.control
+        let holder = Mutex::new(None);
+        let claimed = self
+            .control
             .change_volume(volume.id, |now| {
                 if let Some(claim) = &now.mount
                     && claim.node != me
                 {
+                    *holder.lock() = Some(claim.node);
                     let holder = view.node_name(claim.node);
                     let error = already_mounted(&name(now), &format!("node {holder}"), &claim.mountpoint);
                     return Err(if view.live.contains(&claim.node) {
@@ -231,7 +249,27 @@ impl Mounts {
                 }
                 Ok(())
             })
-            .await
+            .await;
+        match (claimed, holder.into_inner()) {
+            (Ok(record), _) => Ok(Ok(record)),
+            (Err(error), Some(node)) if error.code == Code::Conflict => Ok(Err((node, error))),
+            (Err(error), _) => Err(error),
+        }
+    }
+
+    /// As [`Mounts::ends`], asked of the node that has the volume.
+    async fn ends_elsewhere(&self, node: NodeId, volume: VolumeId, deadline: Instant) -> bool {
+        let view = self.control.view();
+        let Some(address) = view
+            .nodes
+            .get(&node)
+            .filter(|_| view.live.contains(&node))
+            .map(|n| n.address.clone())
+        else {
+            return false;
+        };
+        let left = deadline.saturating_duration_since(Instant::now());
+        !left.is_zero() && self.nodes.ends(node, &address, volume, left).await
     }
 
     /// The way to the volume's master, here or elsewhere, once there is one.

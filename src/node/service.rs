@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tarpc::context::Context;
 
 /// Requests of one connection handled at once.
@@ -70,6 +70,8 @@ pub(super) struct Runtime {
 pub(super) trait NodeService {
     /// What the node knows of these volumes.
     async fn runtime(volumes: Vec<VolumeId>) -> BTreeMap<VolumeId, Runtime>;
+    /// Whether the volume is not mounted there, or is just being unmounted and that ends within the time given.
+    async fn ends(volume: VolumeId, wait_ms: u32) -> bool;
     /// Unmounts a volume that is mounted there.
     async fn unmount(volume: VolumeId, force: bool) -> Result<(), Refused>;
     /// Compares the copies of a volume whose master is there.
@@ -139,6 +141,11 @@ impl NodeService for NodeServer {
         tokio::task::spawn_blocking(move || self.look(&volumes))
             .await
             .unwrap_or_default()
+    }
+
+    async fn ends(self, _: Context, volume: VolumeId, wait_ms: u32) -> bool {
+        let wait = Duration::from_millis(wait_ms.into()).min(UNMOUNT);
+        self.mounts.ends(volume, Instant::now() + wait).await
     }
 
     async fn unmount(self, _: Context, volume: VolumeId, force: bool) -> Result<(), Refused> {
@@ -211,6 +218,16 @@ impl Nodes {
             client.runtime(within(ASK), volumes).await.ok()
         };
         tokio::time::timeout(ASK, asking).await.ok().flatten()
+    }
+
+    /// Whether a volume is not mounted on another node, or is just being unmounted there and that ends within `wait`.
+    pub(super) async fn ends(&self, node: NodeId, address: &str, volume: VolumeId, wait: Duration) -> bool {
+        let Ok(client) = self.client(node, address).await else {
+            return false;
+        };
+        let wait = wait.min(UNMOUNT);
+        let wait_ms = u32::try_from(wait.as_millis()).unwrap_or(u32::MAX);
+        client.ends(within(wait + ASK), volume, wait_ms).await.unwrap_or(false)
     }
 
     /// Unmounts a volume on another node.

@@ -139,6 +139,7 @@ impl Mounts {
         let deadline = tokio::time::Instant::now() + BUSY_DEADLINE;
         let mut said: BTreeSet<VolumeId> = BTreeSet::new();
         loop {
+            // One that the kernel has ended only waits to be closed.
             let open = self.all();
             if open.is_empty() {
                 break;
