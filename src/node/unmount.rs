@@ -9,7 +9,7 @@ use crate::volume::VolumeId;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 /// A busy mount is tried again this often while the daemon stops.
@@ -76,6 +76,9 @@ impl Mounts {
             let at = mount.mountpoint.display();
             match take_away(&handle, Unmount::Clean).await {
                 Ok(()) => {}
+                Err(error)
+                    if error.kind() == std::io::ErrorKind::NotFound
+                        && self.ends(mount.volume, Instant::now() + CLOSE_DEADLINE).await => {}
                 Err(error) if force => {
                     tracing::warn!(volume = %mount.name, mountpoint = %at, %error, "busy, detached by force");
                     self.detach(mount, &handle).await;
@@ -150,6 +153,10 @@ impl Mounts {
                 let Some(handle) = handle else { continue };
                 match take_away(&handle, Unmount::Clean).await {
                     Ok(()) => {}
+                    // Gone from here already: just being closed, or mounted in another namespace.
+                    Err(error)
+                        if error.kind() == std::io::ErrorKind::NotFound
+                            && self.ends(mount.volume, Instant::now() + CLOSE_DEADLINE).await => {}
                     Err(_) if now => self.detach(&mount, &handle).await,
                     Err(error) => {
                         if said.insert(mount.volume) {
