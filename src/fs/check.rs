@@ -189,7 +189,7 @@ impl FileSystem {
             ));
         }
         walk.check_names();
-        walk.check_space(self.core.superblock.data_blocks);
+        walk.check_space(state.data_blocks);
         Ok(walk.report)
     }
 }

@@ -21,6 +21,9 @@ pub(super) const META_MAX: u64 = META_BLOCKS * BLOCK_SIZE as u64;
 /// First block of file data.
 pub(super) const DATA_START: u64 = META_START + META_BLOCKS;
 
+/// Blocks discarded by one call when a used device is cleared: 256 MiB.
+const CLEAR_STEP: u64 = 64 * EXTENT_BLOCKS;
+
 const MAGIC: &[u8; 8] = b"STOSFSYS";
 const VERSION: u32 = 1;
 const BODY: usize = 48;
@@ -98,6 +101,35 @@ impl Superblock {
             meta_limit: word(24),
             secret,
         })
+    }
+
+    /// Makes a used device read as zero: nothing of an earlier file system is found, and new blocks are zeros. The superblock goes
+    /// first, so that a half of this is no file system. A blank device is left alone: a discard of all of it may take long.
+    pub(super) fn clear(device: &dyn BlockDevice, data_blocks: u64) -> Result<(), FsError> {
+        let mut block = vec![0; BLOCK_SIZE];
+        let mut blank = true;
+        for at in [0, 8, 16, 17, LOG_START, LOG_START + LOG_HALF, META_START] {
+            device.read(at, &mut block)?;
+            blank &= block.iter().all(|b| *b == 0);
+        }
+        if blank {
+            return Ok(());
+        }
+        // What shows that the device is used goes last: a clearing that was cut short is done again.
+        for at in SUPERBLOCKS {
+            device.discard(at, 1)?;
+        }
+        device.flush()?;
+        let end = DATA_START + data_blocks;
+        let mut at = META_START + 1;
+        while at < end {
+            let count = CLEAR_STEP.min(end - at);
+            device.discard(at, count)?;
+            at += count;
+        }
+        device.flush()?;
+        device.discard(0, META_START + 1)?;
+        Ok(device.flush()?)
     }
 
     pub(super) fn write(&self, device: &dyn BlockDevice) -> Result<(), FsError> {

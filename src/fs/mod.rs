@@ -47,7 +47,7 @@ pub use types::{
     Attr, Caller, DirEntry, FILE_MAX, FileKind, Ino, NAME_MAX, Options, ROOT, Seek, SetAttr, SetTime, StatFs, Time,
 };
 
-use crate::block::{BlockDevice, Write};
+use crate::block::{BLOCK_SIZE, BlockDevice, Write};
 use backend::{Control, MetaArea, Phase};
 use commit::{Commit, LogPosition};
 use error::posix;
@@ -55,7 +55,7 @@ use layout::{DATA_START, Superblock};
 use orphan::References;
 use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 use reclaim::{Freed, InFlight, Mark};
-use rows::{COUNTERS, Content, Counters, Inode, free_key, inode_key, orphan_key, pending_key};
+use rows::{COUNTERS, Content, Counters, DATA_BLOCKS, Inode, free_key, inode_key, number, orphan_key, pending_key};
 use std::collections::HashMap;
 use std::ops::{Bound, Deref, DerefMut};
 use std::sync::Arc;
@@ -85,6 +85,8 @@ struct State {
     references: HashMap<Ino, References>,
     freed: Freed,
     log: LogPosition,
+    /// Blocks of the data area: the superblock's, or more after growing.
+    data_blocks: u64,
     /// Where the search for free runs goes on.
     cursor: u64,
     /// The operation that last refilled the allocation window, shared with [`Core`].
@@ -180,6 +182,7 @@ impl FileSystem {
     /// # Errors
     /// The device's.
     pub fn format(device: &Arc<dyn BlockDevice>, capacity: u64) -> Result<(), FsError> {
+        Superblock::clear(&**device, capacity / BLOCK_SIZE as u64)?;
         let secret = *uuid::Uuid::new_v4().as_bytes();
         let superblock = Superblock::new(capacity, secret);
         // Nobody is told: an error is this call's.
@@ -260,6 +263,14 @@ impl FileSystem {
             .get(COUNTERS)?
             .and_then(|v| postcard::from_bytes(&v).ok())
             .ok_or_else(|| FsError::Format("the counters' row is missing or damaged".into()))?;
+        let grown = store.get(DATA_BLOCKS)?.as_deref().and_then(number);
+        let data_blocks = grown.map_or(superblock.data_blocks, |blocks| blocks.max(superblock.data_blocks));
+        if DATA_START
+            .checked_add(data_blocks)
+            .is_none_or(|end| end > device.blocks())
+        {
+            return Err(FsError::Format("the device is smaller than its file system".into()));
+        }
         let window_since = Arc::new(AtomicU64::new(0));
         let core = Arc::new(Core {
             hash_key: blake3::derive_key("storageos directory entries v1", &superblock.secret),
@@ -273,6 +284,7 @@ impl FileSystem {
                 references: HashMap::new(),
                 freed: Freed::default(),
                 log: LogPosition::new(position),
+                data_blocks,
                 cursor: DATA_START,
                 window_since: window_since.clone(),
             }),
@@ -340,6 +352,33 @@ impl FileSystem {
         self.core.sync_all()
     }
 
+    /// Makes the file system larger: `capacity` bytes of file data, on a device that has grown to [`device_blocks`] blocks.
+    /// Durable when it returns. Harmless when it is that large already, so it may be repeated after a crash.
+    ///
+    /// # Errors
+    /// `EINVAL` if the device is not that large, `EROFS`, or the device's.
+    pub fn grow(&self, capacity: u64) -> Result<(), FsError> {
+        let core = &self.core;
+        let wanted = capacity / BLOCK_SIZE as u64;
+        let mut state = core.change()?;
+        let added = wanted.saturating_sub(state.data_blocks);
+        if added > 0 {
+            if DATA_START
+                .checked_add(wanted)
+                .is_none_or(|end| end > core.device.blocks())
+            {
+                return posix(libc::EINVAL);
+            }
+            let start = DATA_START + state.data_blocks;
+            state.add_free(start, added)?;
+            // One operation: the row and the free run become durable together, or not at all.
+            state.store.put(DATA_BLOCKS.to_vec(), wanted.to_le_bytes().to_vec());
+            state.data_blocks = wanted;
+        }
+        drop(state);
+        core.commit_all()
+    }
+
     /// Space and inodes.
     ///
     /// # Errors
@@ -350,7 +389,7 @@ impl FileSystem {
         let room = self.core.superblock.rows_limit();
         let files_free = room.saturating_sub(self.core.all_row_bytes(&state)) / 256;
         Ok(StatFs {
-            blocks: self.core.superblock.data_blocks,
+            blocks: state.data_blocks,
             free: state.counters.free + state.freed.blocks(),
             files: state.counters.inodes + files_free,
             files_free,

@@ -147,6 +147,8 @@ pub(super) const COUNTERS: &[u8] = b"Mcounters";
 /// The generation of the intent log that goes on from this database.
 pub(super) const GENERATION: &[u8] = b"Mgeneration";
 
+/// Blocks of the data area, once it has grown beyond the superblock's.
+pub(super) const DATA_BLOCKS: &[u8] = b"Mdatablocks";
 /// Bytes of all rows, each with 8 more.
 pub(super) const ROW_BYTES: &[u8] = b"Mrowbytes";
 

@@ -2,7 +2,7 @@
 
 use super::{CALLER, check, fresh, open, until_ok};
 use crate::block::{BlockDevice, DeviceError};
-use crate::fs::{FileKind, FileSystem, FsError, Ino, ROOT, Seek, SetAttr};
+use crate::fs::{FileKind, FileSystem, FsError, Ino, ROOT, Seek, SetAttr, device_blocks};
 use std::collections::BTreeMap;
 
 fn errno<T: std::fmt::Debug>(result: Result<T, FsError>) -> i32 {
@@ -367,4 +367,53 @@ fn a_sync_flushes_data_whose_operation_was_durable_before() {
     let image = std::sync::Arc::new(device.image(1));
     let after = open(&image);
     assert_eq!(content(&after, after.lookup(ROOT, b"f").unwrap().ino), b"new");
+}
+
+#[test]
+fn a_file_system_grows_with_its_device_and_a_crash_on_the_way_does_no_harm() {
+    let (device, fs) = fresh(4);
+    let ino = file(&fs, "f", &[1; 100_000]);
+    assert_eq!(errno(fs.grow(8 << 20)), libc::EINVAL);
+    device.grow(device_blocks(8 << 20));
+    for at in 0..6 {
+        // Half-way at any point.
+        let image = std::sync::Arc::new(device.image_with_all_writes());
+        let half = open(&image);
+        image.crash_after(at);
+        let grown = half.grow(8 << 20).is_ok();
+        drop(half);
+        let after = open(&std::sync::Arc::new(image.image(at)));
+        assert!(!grown || after.statfs().unwrap().blocks == 2048);
+        after.grow(8 << 20).unwrap();
+        assert_eq!(after.statfs().unwrap().blocks, 2048);
+        check(&after);
+    }
+    fs.grow(8 << 20).unwrap();
+    fs.grow(4 << 20).unwrap();
+    assert_eq!(
+        (fs.statfs().unwrap().blocks, fs.statfs().unwrap().free),
+        (2048, 2048 - 25)
+    );
+    fs.write(ino, 0, &vec![2; 7 << 20], false).unwrap();
+    fs.close().unwrap();
+    let fs = open(&device);
+    check(&fs);
+    assert_eq!(content(&fs, ino), vec![2; 7 << 20]);
+}
+
+#[test]
+fn a_used_device_is_formatted_anew() {
+    let (device, fs) = fresh(4);
+    file(&fs, "f", &vec![1; 3 << 20]);
+    fs.sync().unwrap();
+    // Its log is full of records that are not in the database.
+    drop(fs);
+    let plain: std::sync::Arc<dyn BlockDevice> = device.clone();
+    FileSystem::format(&plain, 4 << 20).unwrap();
+    let fs = open(&device);
+    check(&fs);
+    assert_eq!(names(&fs, ROOT), [".", ".."]);
+    let ino = fs.create(&CALLER, ROOT, b"g", 0o644).unwrap().ino;
+    fs.fallocate(ino, 0, 0, 4 << 20).unwrap();
+    assert!(content(&fs, ino).iter().all(|b| *b == 0));
 }

@@ -4,6 +4,7 @@ use crate::block::{BLOCK_SIZE, BlockDevice, DeviceError, Write};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// An unflushed change: a block, and its content or that it is discarded.
 type Pending = (u64, Option<Bytes>);
@@ -23,16 +24,21 @@ struct Content {
 }
 
 pub(super) struct CrashDevice {
-    blocks: u64,
+    blocks: AtomicU64,
     content: Mutex<Content>,
 }
 
 impl CrashDevice {
     pub(super) fn new(blocks: u64) -> Self {
         Self {
-            blocks,
+            blocks: AtomicU64::new(blocks),
             content: Mutex::new(Content::default()),
         }
+    }
+
+    /// The device becomes larger.
+    pub(super) fn grow(&self, blocks: u64) {
+        self.blocks.store(blocks, Ordering::Release);
     }
 
     pub(super) fn flushes(&self) -> u64 {
@@ -66,7 +72,7 @@ impl CrashDevice {
     /// A device as it is when every unflushed change came to be kept.
     pub(super) fn image_with_all_writes(&self) -> Self {
         let current = self.content.lock().current.clone();
-        let device = Self::new(self.blocks);
+        let device = Self::new(self.blocks());
         {
             let mut content = device.content.lock();
             content.durable = current.clone();
@@ -107,7 +113,7 @@ impl CrashDevice {
                 }
             }
         }
-        let device = Self::new(self.blocks);
+        let device = Self::new(self.blocks());
         {
             let mut content = device.content.lock();
             content.current = after.clone();
@@ -153,7 +159,7 @@ impl CrashDevice {
 
 impl BlockDevice for CrashDevice {
     fn blocks(&self) -> u64 {
-        self.blocks
+        self.blocks.load(Ordering::Acquire)
     }
 
     fn read(&self, block: u64, buffer: &mut [u8]) -> Result<(), DeviceError> {
@@ -164,7 +170,7 @@ impl BlockDevice for CrashDevice {
                 return Err(DeviceError::Unavailable("no copy answers".into()));
             }
         }
-        assert!(block + (buffer.len() / BLOCK_SIZE) as u64 <= self.blocks);
+        assert!(block + (buffer.len() / BLOCK_SIZE) as u64 <= self.blocks());
         for (i, out) in buffer.chunks_exact_mut(BLOCK_SIZE).enumerate() {
             match content.current.get(&(block + i as u64)) {
                 Some(data) => out.copy_from_slice(data),
@@ -181,7 +187,7 @@ impl BlockDevice for CrashDevice {
             assert!(write.data.len().is_multiple_of(BLOCK_SIZE) && !write.data.is_empty());
             for (i, at) in (0..write.data.len()).step_by(BLOCK_SIZE).enumerate() {
                 let block = write.block + i as u64;
-                assert!(block < self.blocks);
+                assert!(block < self.blocks());
                 Self::change(&mut content, block, Some(write.data.slice(at..at + BLOCK_SIZE)))?;
             }
         }
@@ -193,6 +199,7 @@ impl BlockDevice for CrashDevice {
     }
 
     fn discard(&self, block: u64, count: u64) -> Result<(), DeviceError> {
+        assert!(block + count <= self.blocks());
         let mut content = self.content.lock();
         let held: Vec<u64> = content.current.range(block..block + count).map(|(b, _)| *b).collect();
         for block in held {
