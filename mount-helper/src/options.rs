@@ -113,7 +113,8 @@ impl MountOptions {
                 "socket" => self.socket = Some(value.into()),
                 "timeout" => self.timeout = Duration::from_secs(number(option, value, 1, 3600)?.into()),
                 "readahead" => self.read_ahead_kib = number(option, value, 4, 65_536)?,
-                "comment" => {}
+                // What `mount -o remount` read in the mount table comes back here.
+                "comment" | "user_id" | "group_id" | "max_read" => {}
                 _ => return Ok(name.starts_with("x-") || name.starts_with("X-")),
             }
             return Ok(true);
@@ -183,6 +184,13 @@ mod tests {
             "{error}"
         );
         assert!(MountOptions::default().add("frobnicate,a=b", true).is_ok());
+    }
+
+    #[test]
+    fn a_remount_may_repeat_what_the_mount_table_shows() {
+        let options =
+            parse("rw,relatime,user_id=0,group_id=0,default_permissions,allow_other,_netdev,remount,ro").unwrap();
+        assert!(options.remount && options.read_only());
     }
 
     #[test]
