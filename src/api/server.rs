@@ -6,7 +6,7 @@ use super::types::*;
 use super::{ApiError, Code, Operations};
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, Path, RawQuery, State};
+use axum::extract::{DefaultBodyLimit, FromRequest, Path, RawQuery, Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -82,6 +82,20 @@ fn ok<T: Serialize>(value: &T) -> Answer {
     Ok(json(StatusCode::OK, value))
 }
 
+/// A request's body; one that is too large or cut short is an error like any other.
+struct Body(Bytes);
+
+impl<S: Send + Sync> FromRequest<S> for Body {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        Bytes::from_request(request, state)
+            .await
+            .map(Self)
+            .map_err(|error| ApiError::new(Code::Usage, format!("the request's body: {}", error.body_text())))
+    }
+}
+
 /// Reads a request's body; an empty one stands for `{}`.
 fn body<T: DeserializeOwned>(bytes: &Bytes) -> Result<T, ApiError> {
     let bytes: &[u8] = if bytes.is_empty() { b"{}" } else { bytes };
@@ -111,12 +125,12 @@ async fn about(State(node): Node) -> Answer {
     ok(&node.about().await?)
 }
 
-async fn cluster_init(State(node): Node, bytes: Bytes) -> Answer {
+async fn cluster_init(State(node): Node, Body(bytes): Body) -> Answer {
     let InitRequest {} = body(&bytes)?;
     ok(&node.cluster_init().await?)
 }
 
-async fn cluster_join(State(node): Node, bytes: Bytes) -> Answer {
+async fn cluster_join(State(node): Node, Body(bytes): Body) -> Answer {
     ok(&node.cluster_join(body(&bytes)?).await?)
 }
 
@@ -136,7 +150,7 @@ async fn node(State(node): Node, Path(name): Path<String>) -> Answer {
     ok(&node.node(&name).await?)
 }
 
-async fn node_update(State(node): Node, Path(name): Path<String>, bytes: Bytes) -> Answer {
+async fn node_update(State(node): Node, Path(name): Path<String>, Body(bytes): Body) -> Answer {
     ok(&node.node_update(&name, body(&bytes)?).await?)
 }
 
@@ -148,7 +162,7 @@ async fn namespace(State(node): Node, Path(name): Path<String>) -> Answer {
     ok(&node.namespace(&name).await?)
 }
 
-async fn namespace_create(State(node): Node, bytes: Bytes) -> Answer {
+async fn namespace_create(State(node): Node, Body(bytes): Body) -> Answer {
     let made = node.namespace_create(body(&bytes)?).await?;
     Ok(json(StatusCode::CREATED, &made))
 }
@@ -166,12 +180,16 @@ async fn volume(State(node): Node, Path((namespace, name)): Path<(String, String
     ok(&node.volume(&namespace, &name).await?)
 }
 
-async fn volume_create(State(node): Node, bytes: Bytes) -> Answer {
+async fn volume_create(State(node): Node, Body(bytes): Body) -> Answer {
     let made = node.volume_create(body(&bytes)?).await?;
     Ok(json(StatusCode::CREATED, &made))
 }
 
-async fn volume_update(State(node): Node, Path((namespace, name)): Path<(String, String)>, bytes: Bytes) -> Answer {
+async fn volume_update(
+    State(node): Node,
+    Path((namespace, name)): Path<(String, String)>,
+    Body(bytes): Body,
+) -> Answer {
     ok(&node.volume_update(&namespace, &name, body(&bytes)?).await?)
 }
 
@@ -195,6 +213,10 @@ async fn volume_unmount(
     Ok(json(StatusCode::OK, &serde_json::json!({})))
 }
 
-async fn volume_verify(State(node): Node, Path((namespace, name)): Path<(String, String)>, bytes: Bytes) -> Answer {
+async fn volume_verify(
+    State(node): Node,
+    Path((namespace, name)): Path<(String, String)>,
+    Body(bytes): Body,
+) -> Answer {
     ok(&node.volume_verify(&namespace, &name, body(&bytes)?).await?)
 }

@@ -5,6 +5,7 @@ use crate::cluster::{Catalog, CatalogError, View};
 use crate::volume::{Volume, VolumeId, VolumeRef};
 use parking_lot::Mutex;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::watch;
 
 /// The one place where the control plane's errors become the API's.
@@ -29,6 +30,9 @@ impl From<CatalogError> for ApiError {
     }
 }
 
+/// How long a look at the cluster waits for the control plane.
+const LOOK: Duration = Duration::from_secs(3);
+
 /// See the module's text. Clones share everything.
 #[derive(Clone)]
 pub(super) struct Control {
@@ -49,6 +53,27 @@ impl Control {
     /// The view as last heard of: may be old, never goes back.
     pub(super) fn view(&self) -> Arc<View> {
         self.view.borrow().clone()
+    }
+
+    /// All records as of now; when the control plane does not answer in time, as last heard of, so that an operator can still
+    /// look at the cluster.
+    pub(super) async fn look(&self) -> Result<Arc<View>, ApiError> {
+        match tokio::time::timeout(LOOK, self.catalog.view()).await {
+            Ok(Ok(view)) => Ok(Arc::new(view)),
+            failed => {
+                let known = self.view();
+                if known.revision > 0 {
+                    tracing::warn!(
+                        "the control plane does not answer: an answer of the API shows what was last heard of"
+                    );
+                    return Ok(known);
+                }
+                match failed {
+                    Ok(Err(error)) => Err(error.into()),
+                    _ => Err(CatalogError::Unavailable("it does not answer".to_owned()).into()),
+                }
+            }
+        }
     }
 
     /// A volume as of now (linearizable); `None`: there is no such volume.

@@ -35,6 +35,8 @@ use tokio_util::task::TaskTracker;
 
 /// Pause between attempts to join, or to register, while nobody answers.
 const RETRY: Duration = Duration::from_millis(500);
+/// Longest such pause.
+const LONGEST_RETRY: Duration = Duration::from_secs(10);
 /// How often the node says how much space it has.
 const REPORT: Duration = Duration::from_secs(30);
 
@@ -264,9 +266,11 @@ impl Shared {
     /// Registers the node, cleans up after an earlier daemon, keeps the lease and reports space until told to leave.
     async fn work(self: Arc<Self>, joined: Arc<Joined>, catalog: Catalog, mut view: watch::Receiver<Arc<View>>) {
         let registering = async {
+            let mut pause = RETRY;
             while let Err(error) = catalog.register_node(&self.record()).await {
-                tracing::warn!(%error, "this node is not registered in the cluster yet, trying again");
-                tokio::time::sleep(RETRY).await;
+                tracing::warn!(%error, node = %self.name, "this node is not registered in the cluster yet, trying again");
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LONGEST_RETRY);
             }
             // Its sender ends with the daemon alone.
             let _ = view.wait_for(|view| view.nodes.contains_key(&self.node)).await;

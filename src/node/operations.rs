@@ -222,13 +222,13 @@ impl Operations for Shared {
 
     async fn namespaces(&self) -> Result<Vec<NamespaceInfo>, ApiError> {
         let joined = self.joined()?;
-        let view = joined.control.catalog.view().await?;
+        let view = joined.control.look().await?;
         Ok(view.namespaces.values().map(|n| namespace_info(n, &view)).collect())
     }
 
     async fn namespace(&self, namespace: &str) -> Result<NamespaceInfo, ApiError> {
         let joined = self.joined()?;
-        let view = joined.control.catalog.view().await?;
+        let view = joined.control.look().await?;
         let found = view
             .namespaces
             .get(namespace)
@@ -261,7 +261,7 @@ impl Operations for Shared {
         let selector = Selector::parse(filter.selector.as_deref().unwrap_or_default())
             .map_err(|error| ApiError::invalid(error.to_string()))?;
         // As of now: what this very user just created is in it.
-        let view = joined.control.catalog.view().await?;
+        let view = joined.control.look().await?;
         if let Some(namespace) = &filter.namespace
             && !view.namespaces.contains_key(namespace)
         {
@@ -283,8 +283,13 @@ impl Operations for Shared {
 
     async fn volume(&self, namespace: &str, volume: &str) -> Result<VolumeInfo, ApiError> {
         let joined = self.joined()?;
-        let found = joined.control.find_volume(&reference(namespace, volume)?).await?;
-        Ok(joined.info(&found).await)
+        let wanted = reference(namespace, volume)?;
+        let view = joined.control.look().await?;
+        let found = view
+            .volume(&wanted)
+            .ok_or_else(|| ApiError::not_found("volume", &wanted))?;
+        let told = joined.ask(&view, std::iter::once(&**found)).await;
+        Ok(inspect::volume(found, &view, &told))
     }
 
     async fn volume_create(&self, create: VolumeCreate) -> Result<VolumeInfo, ApiError> {

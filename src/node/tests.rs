@@ -271,7 +271,8 @@ async fn the_api_refuses_what_is_wrong_and_says_why() {
         Code::Conflict
     );
     let large = serde_json::json!({"namespace": "default", "name": "v", "size": 1, "description": "x".repeat(300_000)});
-    assert!(client.post::<VolumeInfo>("/v1/volumes", &large).await.is_err());
+    let refused = client.post::<VolumeInfo>("/v1/volumes", &large).await.unwrap_err();
+    assert_eq!(refused.code, Code::Usage, "{refused}");
     let stale = VolumeUpdate {
         description: Some("new".into()),
         epoch: Some(0),

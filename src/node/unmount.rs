@@ -171,7 +171,11 @@ impl Mounts {
                     }
                 }
                 // What it wrote is being made durable.
-                let _ = tokio::time::timeout(CLOSE_DEADLINE, mount.released.cancelled()).await;
+                tokio::select! {
+                    () = mount.released.cancelled() => {}
+                    () = tokio::time::sleep(CLOSE_DEADLINE) => {}
+                    () = hurry.cancelled(), if !now => {}
+                }
             }
             tokio::select! {
                 () = hurry.cancelled(), if !now => {}

@@ -16,6 +16,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -67,20 +68,38 @@ impl Volumes {
 
     /// Follows the view until [`Volumes::stop`].
     pub(super) async fn run(self: Arc<Self>) {
-        let mut view = self.control.watch();
-        loop {
-            let now = view.borrow_and_update().clone();
-            self.keep_masters(&now);
-            self.mounts.check_claims(&now);
-            self.remove_copies(&now).await;
-            tokio::select! {
-                () = self.stop.cancelled() => return,
-                () = tokio::time::sleep(ROUND) => {}
-                changed = view.changed() => {
-                    if changed.is_err() {
-                        return;
-                    }
+        // Side by side: a removal asks the control plane, which may take its time to answer.
+        let masters = async {
+            let mut view = self.control.watch();
+            while let Some(now) = self.next(&mut view).await {
+                self.keep_masters(&now);
+                self.mounts.check_claims(&now);
+            }
+        };
+        let removals = async {
+            let mut view = self.control.watch();
+            while let Some(now) = self.next(&mut view).await {
+                tokio::select! {
+                    () = self.stop.cancelled() => return,
+                    () = self.remove_copies(&now) => {}
                 }
+            }
+        };
+        futures::future::join(masters, removals).await;
+    }
+
+    /// The view for the next round: after a change, or after [`ROUND`]. `None`: the end.
+    async fn next(&self, view: &mut watch::Receiver<Arc<View>>) -> Option<Arc<View>> {
+        loop {
+            tokio::select! {
+                () = self.stop.cancelled() => return None,
+                () = tokio::time::sleep(ROUND) => {}
+                changed = view.changed() => changed.ok()?,
+            }
+            let now = view.borrow_and_update().clone();
+            // Nothing is decided before the store has answered once.
+            if now.revision > 0 {
+                return Some(now);
             }
         }
     }
