@@ -143,8 +143,15 @@ impl FileSystem {
     /// Copies a range between files or within one, without the caller seeing the data. Returns how much was copied.
     ///
     /// # Errors
-    /// As read and write.
+    /// As read and write; `EINVAL` for ranges of one file that overlap or that no file can have.
     pub fn copy_range(&self, from: Ino, offset_in: u64, to: Ino, offset_out: u64, length: u64) -> Result<u64, FsError> {
+        let ends = offset_in.checked_add(length).zip(offset_out.checked_add(length));
+        let Some((end_in, end_out)) = ends else {
+            return posix(libc::EINVAL);
+        };
+        if from == to && offset_in < end_out && offset_out < end_in {
+            return posix(libc::EINVAL);
+        }
         let mut copied = 0;
         while copied < length {
             let step = (length - copied).min(COPY_STEP) as u32;

@@ -417,3 +417,13 @@ fn a_used_device_is_formatted_anew() {
     fs.fallocate(ino, 0, 0, 4 << 20).unwrap();
     assert!(content(&fs, ino).iter().all(|b| *b == 0));
 }
+
+#[test]
+fn copying_refuses_ranges_that_overlap_or_cannot_be() {
+    let (_, fs) = fresh(16);
+    let ino = file(&fs, "f", &[5; 20_000]);
+    assert_eq!(errno(fs.copy_range(ino, 0, ino, 1000, 2000)), libc::EINVAL);
+    assert_eq!(errno(fs.copy_range(ino, u64::MAX, ino, 0, 2)), libc::EINVAL);
+    assert_eq!(fs.copy_range(ino, 0, ino, 20_000, 20_000).unwrap(), 20_000);
+    assert_eq!(content(&fs, ino), [5; 40_000]);
+}
