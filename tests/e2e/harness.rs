@@ -242,7 +242,7 @@ impl Cluster {
         );
         let serial = CLUSTERS.fetch_add(1, Ordering::Relaxed);
         let pid = std::process::id();
-        let directory = PathBuf::from(format!("/var/tmp/storageos-test-{pid}-{serial}"));
+        let directory = PathBuf::from(format!("/var/tmp/st-{pid}-{serial}"));
         fs::create_dir_all(&directory).unwrap();
         let host = |index: usize| {
             let b = 16 + (pid >> 8) % 200;
@@ -337,7 +337,7 @@ impl Cluster {
         install_mount_helper();
         let directory = self
             .directory
-            .join(format!("mnt-{}-{}", self.nodes[node].name, volume.replace('/', "-")));
+            .join(format!("{}-{}", self.nodes[node].name, volume.replace("default/", "")));
         fs::create_dir_all(&directory).unwrap();
         let options = format!("{options},socket={}", self.nodes[node].socket().display());
         let at = directory.to_str().unwrap();
