@@ -37,6 +37,8 @@ use tokio_util::task::TaskTracker;
 const RETRY: Duration = Duration::from_millis(500);
 /// Longest such pause.
 const LONGEST_RETRY: Duration = Duration::from_secs(10);
+/// Longest time that one step of stopping may take.
+const STOP_DEADLINE: Duration = Duration::from_secs(10);
 /// How often the node says how much space it has.
 const REPORT: Duration = Duration::from_secs(30);
 
@@ -477,18 +479,26 @@ impl Daemon {
         let joined = self.shared.joined.read().clone();
         if let Some(joined) = &joined {
             joined.mounts.stop(&hurry).await;
-            joined.volumes.stop().await;
+            // Without the other nodes a change of a volume's record waits for them; the copies are then as after a crash.
+            bounded("volumes", joined.volumes.stop()).await;
             joined.leave.cancel();
             joined.tasks.close();
-            joined.tasks.wait().await;
+            bounded("tasks", joined.tasks.wait()).await;
         }
         self.shared.stop.cancel();
-        self.shared.plane.stop().await;
+        bounded("control plane", self.shared.plane.stop()).await;
         self.api_stop.cancel();
-        self.server.stop().await;
+        bounded("connections", self.server.stop()).await;
         self.api_tasks.close();
         self.api_tasks.wait().await;
         tracing::info!(node = %self.shared.name, "stopped");
+    }
+}
+
+/// A step of stopping, which must not wait for what may never come.
+async fn bounded(part: &str, step: impl Future<Output = ()>) {
+    if tokio::time::timeout(STOP_DEADLINE, step).await.is_err() {
+        tracing::warn!(part, "did not end within {STOP_DEADLINE:?}; stopping without it");
     }
 }
 
