@@ -295,6 +295,8 @@ pub fn unmount(target: &Path, flags: UnmountFlags, socket: Option<&Path>) -> Res
         }
         Err(error) => return Err(kernel(mount.mountpoint.display().to_string(), error)),
     }
+    // A note that stays is ignored.
+    let _ = utab::remove(Path::new(utab::DIRECTORY), &mount.mountpoint);
     // Other mounts of the same (a bind mount) keep it alive: nothing to wait for.
     let alive = mountinfo::read().is_ok_and(|all| all.iter().any(|m| m.device == mount.device));
     if alive {
@@ -305,7 +307,6 @@ pub fn unmount(target: &Path, flags: UnmountFlags, socket: Option<&Path>) -> Res
         _ => (protocol::mount_socket(&api_socket(socket)), mount.mountpoint.clone()),
     };
     record::remove(records, &mount.device);
-    let _ = utab::remove(Path::new(utab::DIRECTORY), &mount.mountpoint);
     wait_closed(&socket, &mount.source, &mountpoint, flags)
 }
 

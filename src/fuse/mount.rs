@@ -9,6 +9,7 @@ use super::requests::Requests;
 use super::table;
 use crate::fs::{FileSystem, FsError};
 use fuser::{Config, Session, SessionACL};
+use mount_helper::{record, utab};
 use parking_lot::{Condvar, Mutex};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, fstat, major, minor};
@@ -210,15 +211,18 @@ impl MountHandle {
         }
         let at = &self.options.mountpoint;
         // The topmost mount there must be ours: another's is not touched.
-        if table::mounted_at(at)?.is_none_or(|mount| mount.source != self.options.source) {
-            return Err(io::Error::from_raw_os_error(libc::ENOENT));
-        }
+        let mount = table::mounted_at(at)?.filter(|mount| mount.source == self.options.source);
+        let mount = mount.ok_or_else(|| io::Error::from_raw_os_error(libc::ENOENT))?;
         let flags = match how {
             Unmount::Clean => UnmountFlags::empty(),
             Unmount::Lazy => UnmountFlags::DETACH,
             Unmount::Abort => UnmountFlags::DETACH | UnmountFlags::FORCE,
         };
-        Ok(rustix::mount::unmount(at, flags | UnmountFlags::NOFOLLOW)?)
+        rustix::mount::unmount(at, flags | UnmountFlags::NOFOLLOW)?;
+        // What the helper noted of it; a note that stays is ignored.
+        let _ = utab::remove(Path::new(utab::DIRECTORY), at);
+        record::remove(Path::new(record::DIRECTORY), &mount.device);
+        Ok(())
     }
 
     /// How it ended, if it has.
