@@ -39,6 +39,8 @@ const RETRY: Duration = Duration::from_millis(500);
 const LONGEST_RETRY: Duration = Duration::from_secs(10);
 /// Longest time that one step of stopping may take.
 const STOP_DEADLINE: Duration = Duration::from_secs(10);
+/// How long making or joining a cluster waits until the node works in it.
+const READY: Duration = Duration::from_secs(10);
 /// How often the node says how much space it has.
 const REPORT: Duration = Duration::from_secs(30);
 
@@ -107,7 +109,7 @@ pub(super) struct Shared {
     plane: Plane,
     joined: RwLock<Option<Arc<Joined>>>,
     /// One at a time makes or joins a cluster.
-    joining: tokio::sync::Mutex<()>,
+    entering: tokio::sync::Mutex<()>,
     stop: CancellationToken,
 }
 
@@ -121,6 +123,8 @@ pub(super) struct Joined {
     pub(super) nodes: Arc<Nodes>,
     volumes: Arc<Volumes>,
     plane: Plane,
+    /// Cancelled once the node is registered, alive and rid of what an earlier daemon left.
+    ready: CancellationToken,
     /// Ends the lease.
     leave: CancellationToken,
     tasks: TaskTracker,
@@ -136,19 +140,27 @@ impl Joined {
 impl Shared {
     /// The membership, or the error that says how to get one.
     pub(super) fn joined(&self) -> Result<Arc<Joined>, ApiError> {
-        self.joined.read().clone().ok_or_else(|| {
-            let node = &self.name;
-            if self.identity.cluster().is_some() || !matches!(self.config.start, Start::Wait) {
-                return ApiError::unavailable(format!("node {node} is not a working member of its cluster yet"))
-                    .hint("it is starting or waiting for the other nodes; see its log");
-            }
-            ApiError::unavailable(format!("node {node} is in no cluster"))
-                .hint("make one: storageos cluster init\nor join one: storageos cluster join ADDR:PORT")
-        })
+        let joined = self.joined.read().clone().filter(|joined| joined.ready.is_cancelled());
+        joined.ok_or_else(|| self.not_joined())
     }
 
-    /// Keeps that the node is a member of a cluster from now on, and begins to be one.
-    fn enter(&self, cluster: ClusterId) -> Result<Membership, ApiError> {
+    /// The same for a member that is not ready yet: what it can tell helps to see why.
+    pub(super) fn joining(&self) -> Result<Arc<Joined>, ApiError> {
+        self.joined.read().clone().ok_or_else(|| self.not_joined())
+    }
+
+    fn not_joined(&self) -> ApiError {
+        let node = &self.name;
+        if self.identity.cluster().is_some() || !matches!(self.config.start, Start::Wait) {
+            return ApiError::unavailable(format!("node {node} is not a working member of its cluster yet"))
+                .hint("it is starting or waiting for the other nodes; see its log");
+        }
+        ApiError::unavailable(format!("node {node} is in no cluster"))
+            .hint("make one: storageos cluster init\nor join one: storageos cluster join ADDR:PORT")
+    }
+
+    /// Keeps that the node is a member of a cluster from now on, and begins to be one; returns when it is, as a rule.
+    async fn enter(&self, cluster: ClusterId) -> Result<Membership, ApiError> {
         self.identity
             .set_cluster(cluster)
             .map_err(|error| ApiError::conflict(error.to_string()))?;
@@ -156,6 +168,10 @@ impl Shared {
             .set_cluster(cluster)
             .map_err(|error| ApiError::internal(error.to_string()))?;
         self.become_member(cluster);
+        if let Ok(joined) = self.joining() {
+            // It becomes one later if the control plane takes longer.
+            let _ = tokio::time::timeout(READY, joined.ready.cancelled()).await;
+        }
         Ok(Membership {
             cluster,
             node: self.node,
@@ -165,7 +181,7 @@ impl Shared {
 
     /// `cluster init`.
     pub(super) async fn init(&self) -> Result<Membership, ApiError> {
-        let _one = self.joining.lock().await;
+        let _one = self.entering.lock().await;
         if let Some(cluster) = self.identity.cluster() {
             return Err(ApiError::conflict(format!(
                 "node {} is in cluster {cluster} already",
@@ -174,12 +190,12 @@ impl Shared {
         }
         let cluster = self.plane.init().await?;
         tracing::info!(%cluster, node = %self.name, "cluster made");
-        self.enter(cluster)
+        self.enter(cluster).await
     }
 
     /// `cluster join`: through the first address that lets it in.
     pub(super) async fn join(&self, addresses: &[String]) -> Result<Membership, ApiError> {
-        let _one = self.joining.lock().await;
+        let _one = self.entering.lock().await;
         if let Some(cluster) = self.identity.cluster() {
             return Err(ApiError::conflict(format!(
                 "node {} is in cluster {cluster} already",
@@ -188,7 +204,7 @@ impl Shared {
         }
         let cluster = self.plane.join(addresses).await?;
         tracing::info!(%cluster, node = %self.name, "cluster joined");
-        self.enter(cluster)
+        self.enter(cluster).await
     }
 
     /// This node's record.
@@ -246,6 +262,7 @@ impl Shared {
             nodes,
             volumes: volumes.clone(),
             plane: self.plane.clone(),
+            ready: CancellationToken::new(),
             leave: CancellationToken::new(),
             tasks: TaskTracker::new(),
         });
@@ -274,16 +291,24 @@ impl Shared {
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(LONGEST_RETRY);
             }
-            // Its sender ends with the daemon alone.
-            let _ = view.wait_for(|view| view.nodes.contains_key(&self.node)).await;
-            joined.mounts.clean_up().await;
         };
         tokio::select! {
             () = joined.leave.cancelled() => return,
             () = registering => {}
         }
-        tracing::info!(node = %self.name, cluster = %joined.cluster, address = %self.address, "this node is a member of its cluster");
         let alive = keep_node_alive(catalog.clone(), self.node, self.config.lease, joined.leave.clone());
+        let begin = async {
+            let known = |view: &Arc<View>| view.nodes.contains_key(&self.node) && view.live.contains(&self.node);
+            // Its sender ends with the daemon alone.
+            let _ = view.wait_for(known).await;
+            joined.mounts.clean_up().await;
+            joined.ready.cancel();
+            tracing::info!(
+                node = %self.name, cluster = %joined.cluster, address = %self.address,
+                "this node is a member of its cluster"
+            );
+            std::future::pending::<()>().await;
+        };
         let report = async {
             loop {
                 tokio::time::sleep(REPORT).await;
@@ -301,6 +326,7 @@ impl Shared {
         };
         tokio::select! {
             () = alive => {}
+            () = begin => {}
             () = report => {}
         }
     }
@@ -347,7 +373,7 @@ impl Daemon {
             host,
             plane,
             joined: RwLock::new(None),
-            joining: tokio::sync::Mutex::new(()),
+            entering: tokio::sync::Mutex::new(()),
             stop: CancellationToken::new(),
             data,
             config,

@@ -129,7 +129,7 @@ impl Operations for Shared {
     }
 
     async fn cluster_health(&self) -> Result<ClusterHealth, ApiError> {
-        let joined = self.joined()?;
+        let joined = self.joining()?;
         let view = joined.control.view();
         let status = joined.status();
         let leader = status.leader.map(|node| view.node_name(node));
@@ -174,7 +174,7 @@ impl Operations for Shared {
     }
 
     async fn cluster_inspect(&self) -> Result<ClusterInfo, ApiError> {
-        let joined = self.joined()?;
+        let joined = self.joining()?;
         let view = joined.control.view();
         let status = joined.status();
         Ok(ClusterInfo {
@@ -191,7 +191,7 @@ impl Operations for Shared {
 
     async fn nodes(&self) -> Result<Vec<NodeInfo>, ApiError> {
         let joined = self.joined()?;
-        let view = joined.control.view();
+        let view = joined.control.look().await?;
         let mut nodes: Vec<NodeInfo> = view.nodes.values().map(|node| joined.node_info(node, &view)).collect();
         nodes.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(nodes)
@@ -199,7 +199,7 @@ impl Operations for Shared {
 
     async fn node(&self, node: &str) -> Result<NodeInfo, ApiError> {
         let joined = self.joined()?;
-        let view = joined.control.view();
+        let view = joined.control.look().await?;
         Ok(joined.node_info(&*find_node(&view, node)?, &view))
     }
 
