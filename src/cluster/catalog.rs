@@ -311,31 +311,6 @@ impl Catalog {
         Err(CatalogError::Conflict(format!("node `{id}`")))
     }
 
-    /// Removes the record of a node that is not alive and holds no copies.
-    ///
-    /// # Errors
-    /// [`CatalogError::NotFound`], [`CatalogError::InUse`], or [`CatalogError::Unavailable`]
-    pub async fn remove_node(&self, id: NodeId) -> Result<(), CatalogError> {
-        let view = self.view().await?;
-        let node = view.nodes.get(&id).ok_or_else(|| not_found("node", &id.to_string()))?;
-        if view.live.contains(&id) {
-            return Err(CatalogError::InUse(format!(
-                "node `{}` is alive; stop its daemon first",
-                node.name
-            )));
-        }
-        let copies = view.copies_on(id);
-        if copies > 0 {
-            return Err(CatalogError::InUse(format!(
-                "node `{}` holds {copies} copies; drain it first",
-                node.name
-            )));
-        }
-        let changes = [Key::Node(id).text(), name_key("nodes", &node.name)];
-        let changes = changes.into_iter().map(|key| Change::Delete { key }).collect();
-        self.transact(Vec::new(), changes).await.map(|_| ())
-    }
-
     /// Says that this node is alive as long as the lease is. False: the lease is not.
     ///
     /// # Errors

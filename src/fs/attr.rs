@@ -5,10 +5,9 @@ use super::rows::Inode;
 use super::{Attr, Core, FILE_MAX, FileKind, FileSystem, FsError, Ino, SetAttr, SetTime, Time};
 use crate::block::{BLOCK_SIZE, Write};
 use bytes::Bytes;
+use std::ops::Range;
 
 const BLOCK: u64 = BLOCK_SIZE as u64;
-/// Blocks freed under one hold of the lock when a file is cut.
-const STEP: u64 = 64 * 1024;
 
 impl SetTime {
     fn value(self, now: Time) -> Time {
@@ -97,7 +96,7 @@ impl Core {
                 drop(state);
                 // The bytes after the old end come into sight: they must be zeros first.
                 if let Some(block) = tail {
-                    self.zero_from(block, (old % BLOCK) as usize)?;
+                    self.zero(block, (old % BLOCK) as usize..BLOCK_SIZE)?;
                 }
                 let mut state = self.change()?;
                 let mut inode = state.inode(ino)?;
@@ -106,15 +105,7 @@ impl Core {
                 return Ok(());
             }
             let keep = size.div_ceil(BLOCK);
-            let end = state.extents_end(ino, &inode)?;
-            let first = if inode.blocks > STEP {
-                keep.max(end.saturating_sub(STEP))
-            } else {
-                keep
-            };
-            if end > first {
-                state.remove_extents(ino, &mut inode, first, end)?;
-            }
+            let first = state.cut(ino, &mut inode, keep)?;
             let done = first == keep;
             inode.size = if done { size } else { inode.size.min(first * BLOCK) };
             state.put_inode(ino, &inode, false);
@@ -124,11 +115,11 @@ impl Core {
         }
     }
 
-    /// Zeroes a block of the device from an offset to its end.
-    pub(super) fn zero_from(&self, block: u64, offset: usize) -> Result<(), FsError> {
+    /// Zeroes a part of a block of the device.
+    pub(super) fn zero(&self, block: u64, part: Range<usize>) -> Result<(), FsError> {
         let mut content = vec![0; BLOCK_SIZE];
         self.device.read(block, &mut content)?;
-        content[offset..].fill(0);
+        content[part].fill(0);
         let data = Bytes::from(content);
         self.write_data(&[Write { block, data }])
     }

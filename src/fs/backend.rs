@@ -6,7 +6,7 @@
 //! database again. While it is opened, and once the file system ends, nothing is tried twice. The length is kept in two alternating checksummed blocks, since redb checks
 //! it against its header.
 
-use super::layout::{META_MAX, META_START};
+use super::layout::{META_MAX, META_START, WRITE_MAX};
 use crate::block::{BLOCK_SIZE, BlockDevice, DeviceError, Write};
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
@@ -21,8 +21,6 @@ const BLOCK: u64 = BLOCK_SIZE as u64;
 const LENGTHS: [u64; 2] = [16, 17];
 const MAGIC: &[u8; 8] = b"STOSMLEN";
 
-/// Longest single write to the device.
-const WRITE_MAX: usize = 1 << 20;
 /// Writes sent together.
 const BATCH: usize = 4;
 /// Time between attempts on a device that refuses.

@@ -10,9 +10,9 @@ use super::log;
 use super::store::Disk;
 use super::{Core, FsError, Ino, State};
 use crate::block::{BLOCK_SIZE, Write};
-use crate::fs::layout::LOG_HALF;
+use crate::fs::layout::{LOG_HALF, WRITE_MAX};
 use bytes::Bytes;
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -33,8 +33,6 @@ const CHECKPOINT_AGE: Duration = Duration::from_secs(30);
 const MADE_ROOM_AGE: Duration = Duration::from_secs(1);
 /// Time between attempts of what failed.
 const RETRY: Duration = Duration::from_secs(1);
-/// Longest single write to the device.
-const WRITE_MAX: usize = 1 << 20;
 
 /// Where the next record goes.
 pub(super) struct LogPosition {
@@ -324,12 +322,15 @@ impl Core {
         self.committed.notify_all();
     }
 
-    /// Holds an operation back while changes fill the memory they may take, and asks for an early commit before that.
-    pub(super) fn wait_for_room(&self) -> Result<(), FsError> {
-        let (unlogged, changed) = {
-            let state = self.state.lock();
-            (state.store.unlogged_bytes(), state.store.changed_bytes())
-        };
+    /// The state, once changes leave room for more in the memory they may take; asks for an early commit before they do not. An
+    /// operation in the usual case takes the lock once.
+    pub(super) fn state_with_room(&self) -> Result<MutexGuard<'_, State>, FsError> {
+        let state = self.state.lock();
+        let (unlogged, changed) = (state.store.unlogged_bytes(), state.store.changed_bytes());
+        if unlogged <= EARLY_COMMIT_BYTES && changed <= CHANGES_MAX {
+            return Ok(state);
+        }
+        drop(state);
         if unlogged > EARLY_COMMIT_BYTES {
             let mut commit = self.commit.lock();
             if !commit.early {
@@ -341,7 +342,7 @@ impl Core {
             self.commit_all()?;
             self.wait_for_checkpoint()?;
         }
-        Ok(())
+        Ok(self.state.lock())
     }
 
     /// Ends the threads and whoever waits.

@@ -7,6 +7,9 @@ use super::rows::{Content, Extent, INLINE_EXTENTS, Inode, extent_key, extent_of,
 use super::{FsError, Ino, State};
 use std::ops::Bound;
 
+/// Blocks freed under one hold of the lock when a large file is cut or goes.
+const CUT_STEP: u64 = 64 * 1024;
+
 /// A stretch of a file: blocks on the device, or a hole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Segment {
@@ -91,12 +94,7 @@ impl State {
                     }
                     join
                 });
-                if extents.len() > INLINE_EXTENTS {
-                    for extent in std::mem::take(extents) {
-                        self.store.put(extent_key(ino, extent.logical), extent_value(&extent));
-                    }
-                    inode.content = Content::Rows;
-                }
+                self.spill(ino, inode);
             }
             Content::Rows => {
                 let mut new = new;
@@ -158,15 +156,38 @@ impl State {
         }
         if inode.blocks == 0 {
             inode.content = Content::Inline(Vec::new());
-        } else if let Content::Inline(extents) = &mut inode.content
-            && extents.len() > INLINE_EXTENTS
-        {
+        } else {
+            self.spill(ino, inode);
+        }
+        Ok(())
+    }
+
+    /// Moves extents that have become too many for the inode's row to rows of their own.
+    fn spill(&mut self, ino: Ino, inode: &mut Inode) {
+        let Content::Inline(extents) = &mut inode.content else {
+            return;
+        };
+        if extents.len() > INLINE_EXTENTS {
             for extent in std::mem::take(extents) {
                 self.store.put(extent_key(ino, extent.logical), extent_value(&extent));
             }
             inode.content = Content::Rows;
         }
-        Ok(())
+    }
+
+    /// Frees a file's blocks from its end towards `keep`, a bounded number of them; returns the block at which it now ends. Call again
+    /// until that is `keep`: what is left in between is a shorter file. The caller keeps the inode.
+    pub(super) fn cut(&mut self, ino: Ino, inode: &mut Inode, keep: u64) -> Result<u64, FsError> {
+        let end = self.extents_end(ino, inode)?;
+        let first = if inode.blocks > CUT_STEP {
+            keep.max(end.saturating_sub(CUT_STEP))
+        } else {
+            keep
+        };
+        if end > first {
+            self.remove_extents(ino, inode, first, end)?;
+        }
+        Ok(first)
     }
 
     /// The first block after which nothing is allocated.

@@ -254,7 +254,7 @@ impl Core {
                 .iter()
                 .any(|(start, length)| (*start..start + length).contains(&block))
         {
-            self.zero_from(block, at)?;
+            self.zero(block, at..BLOCK_SIZE)?;
         }
         // The one copy of the data: into a buffer of whole blocks that every copy of the volume shares.
         let blocks: u64 = plan.segments.iter().map(|s| s.length).sum();
@@ -329,7 +329,7 @@ impl Core {
                     if let Some(block) = tail.filter(|b| !fresh.iter().any(|(s, l)| (*s..s + l).contains(b))) {
                         state.put_inode(ino, &inode, false);
                         drop(state);
-                        return self.zero_from(block, (old % BLOCK) as usize);
+                        return self.zero(block, (old % BLOCK) as usize..BLOCK_SIZE);
                     }
                 }
                 let now = Time::now();
@@ -377,11 +377,7 @@ impl Core {
         state.put_inode(ino, &inode, false);
         drop(state);
         for (block, from, to) in places {
-            let mut content = vec![0; BLOCK_SIZE];
-            self.device.read(block, &mut content)?;
-            content[from..to].fill(0);
-            let data = Bytes::from(content);
-            self.write_data(&[Write { block, data }])?;
+            self.zero(block, from..to)?;
         }
         Ok(())
     }

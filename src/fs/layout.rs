@@ -6,6 +6,8 @@ use super::error::FsError;
 use crate::block::{BLOCK_SIZE, BlockDevice, EXTENT_BLOCKS, Write};
 use bytes::Bytes;
 
+/// Longest single write of metadata to the device, in bytes.
+pub(super) const WRITE_MAX: usize = 1 << 20;
 /// First block of the intent log.
 pub(super) const LOG_START: u64 = EXTENT_BLOCKS;
 /// Blocks of the intent log: 64 MiB.

@@ -442,8 +442,7 @@ impl Core {
     /// The same for what the file system does by itself.
     fn begin(&self) -> Result<Changing<'_>, FsError> {
         // Changes that outrun the checkpoints wait here, not in memory.
-        self.wait_for_room()?;
-        Ok(Changing::new(self.state.lock()))
+        Ok(Changing::new(self.state_with_room()?))
     }
 
     /// The state, for an operation that adds rows: `ENOSPC` when the metadata area is nearly full.

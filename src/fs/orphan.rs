@@ -7,9 +7,6 @@ use super::rows::{inode_key, orphan_key, xattr_key};
 use super::{Core, FileSystem, FsError, Ino, State};
 use std::ops::Bound;
 
-/// Blocks freed under one hold of the lock when a large file goes.
-const STEP: u64 = 64 * 1024;
-
 /// Who holds an inode.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct References {
@@ -97,16 +94,9 @@ impl Core {
                 }
                 Err(e) => return Err(e),
             };
-            let end = state.extents_end(ino, &inode)?;
-            if inode.blocks > STEP {
-                // From the end: what is left is a shorter file.
-                let first = end.saturating_sub(STEP);
-                state.remove_extents(ino, &mut inode, first, end)?;
+            if state.cut(ino, &mut inode, 0)? > 0 {
                 state.put_inode(ino, &inode, false);
                 continue;
-            }
-            if end > 0 {
-                state.remove_extents(ino, &mut inode, 0, end)?;
             }
             let mut names = Vec::new();
             state.store.range(
