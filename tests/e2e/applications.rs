@@ -4,9 +4,7 @@ use crate::harness::{Cluster, bash};
 
 fn volume() -> (Cluster, std::path::PathBuf) {
     let mut cluster = Cluster::start(3);
-    cluster
-        .cli(&["volume", "create", "--label", "storageos.com/replicas=2", "data"])
-        .ok();
+    cluster.create("data", 2);
     let mount = cluster.mount(0, "default/data");
     (cluster, mount)
 }

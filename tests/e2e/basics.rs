@@ -92,9 +92,7 @@ fn df_and_findmnt_show_the_volume() {
 #[test]
 fn a_second_mount_elsewhere_is_refused_and_says_where_the_first_is() {
     let mut cluster = Cluster::start(2);
-    cluster
-        .cli(&["volume", "create", "--label", "storageos.com/replicas=1", "data"])
-        .ok();
+    cluster.create("data", 1);
     let mount = cluster.mount(0, "default/data");
     let refusal = cluster.mount_with(1, "default/data", "rw").unwrap_err();
     assert!(refusal.contains("n1"), "{refusal}");
@@ -141,9 +139,7 @@ fn a_node_without_a_copy_mounts_through_the_master() {
             vec![]
         }
     });
-    cluster
-        .cli(&["volume", "create", "--label", "storageos.com/replicas=1", "data"])
-        .ok();
+    cluster.create("data", 1);
     let mount = cluster.mount(2, "default/data");
     bash(
         &mount,

@@ -38,9 +38,7 @@ fn flip_bits(path: &Path, from: u64) -> usize {
 #[test]
 fn a_flipped_bit_on_one_copy_is_never_read_and_verify_names_it() {
     let mut cluster = Cluster::start(2);
-    cluster
-        .cli(&["volume", "create", "--label", "storageos.com/replicas=1", "data"])
-        .ok();
+    cluster.create("data", 1);
     let mount = cluster.mount(0, "default/data");
     bash(
         &mount,
@@ -64,9 +62,7 @@ fn a_flipped_bit_on_one_copy_is_never_read_and_verify_names_it() {
 #[test]
 fn a_corrupted_sums_file_is_found_and_mended_from_the_other_copy() {
     let mut cluster = Cluster::start(2);
-    cluster
-        .cli(&["volume", "create", "--label", "storageos.com/replicas=1", "data"])
-        .ok();
+    cluster.create("data", 1);
     let mount = cluster.mount(0, "default/data");
     bash(&mount, "for i in $(seq 100); do seq $i 3000 > f$i; done; sync -f .").ok();
     let sums = bash(&mount, "sha256sum f*").ok();

@@ -288,6 +288,13 @@ impl Cluster {
         self.any().cli(arguments)
     }
 
+    /// Creates a volume with so many replicas.
+    #[track_caller]
+    pub fn create(&self, volume: &str, replicas: u8) {
+        let label = format!("storageos.com/replicas={replicas}");
+        self.cli(&["volume", "create", "--label", &label, volume]).ok();
+    }
+
     /// The node's index by its name.
     pub fn index(&self, name: &str) -> usize {
         self.nodes

@@ -122,9 +122,7 @@ fn a_killed_master_is_replaced_and_a_mount_elsewhere_goes_on_without_an_error() 
             vec![]
         }
     });
-    cluster
-        .cli(&["volume", "create", "--label", "storageos.com/replicas=2", "data"])
-        .ok();
+    cluster.create("data", 2);
     let mount = cluster.mount(3, "default/data");
     let writer = Writer::start(&mount.join("lines"));
     writer.goes_on(20);
@@ -142,9 +140,7 @@ fn a_killed_master_is_replaced_and_a_mount_elsewhere_goes_on_without_an_error() 
 #[test]
 fn twenty_random_kills_of_the_mounting_daemon_lose_nothing_that_was_synced() {
     let mut cluster = Cluster::start(3);
-    cluster
-        .cli(&["volume", "create", "--label", "storageos.com/replicas=1", "data"])
-        .ok();
+    cluster.create("data", 1);
     let mut seed = u64::from(std::process::id()) | 1;
     let mut expected = Vec::new();
     for round in 0..20 {
@@ -235,9 +231,7 @@ fn the_control_plane_survives_any_one_node() {
 #[test]
 fn a_tree_copied_while_a_replica_dies_is_whole() {
     let mut cluster = Cluster::start(3);
-    cluster
-        .cli(&["volume", "create", "--label", "storageos.com/replicas=2", "data"])
-        .ok();
+    cluster.create("data", 2);
     let mount = cluster.mount(0, "default/data");
     let target = mount.clone();
     let copying = std::thread::spawn(move || bash(&target, "cp -r /usr/share/perl* . && sync -f .").ok());

@@ -21,9 +21,7 @@ fn pjdfstest_finds_no_failure() {
 #[test]
 fn fsx_finds_no_mismatch_in_200000_operations() {
     let mut cluster = Cluster::start(3);
-    cluster
-        .cli(&["volume", "create", "--label", "storageos.com/replicas=2", "data"])
-        .ok();
+    cluster.create("data", 2);
     let mount = cluster.mount(0, "default/data");
     let said = tool("fsx", &[mount.to_str().unwrap(), "200000", "1"]);
     println!("{said}");
