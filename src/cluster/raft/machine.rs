@@ -57,6 +57,13 @@ impl Machine {
         MutexGuard::map(self.state.lock(), |state| &mut state.kv)
     }
 
+    /// Where a node is, by the last committed membership. Raft's metrics show the newest entry of the log instead, which may never be
+    /// committed: that of a former leader, for one.
+    pub(super) fn address(&self, node: NodeId) -> Option<String> {
+        let state = self.state.lock();
+        state.membership.membership().get_node(&node).map(|n| n.addr.clone())
+    }
+
     /// Tells of new revisions.
     pub(super) fn revisions(&self) -> watch::Receiver<Revision> {
         self.revision.subscribe()

@@ -29,7 +29,8 @@ use disk::Disk;
 use leader::Leases;
 use machine::Machine;
 use network::Peers;
-use openraft::{BasicNode, ChangeMembers, Config, ServerState, SnapshotPolicy};
+use openraft::error::{ForwardToLeader, RaftError};
+use openraft::{BasicNode, ChangeMembers, Config, ServerState, SnapshotPolicy, TryAsRef};
 use parking_lot::Mutex;
 use serde::{Serialize, de::DeserializeOwned};
 use service::{Control, ControlClient, Refusal};
@@ -245,8 +246,8 @@ impl RaftStore {
     /// A node that comes back at another address tells the leader.
     async fn announce_address(self) {
         loop {
-            let known = self.inner.members().get(&self.inner.node).cloned();
-            if known.is_some_and(|node| node.addr == self.inner.address) || self.inner.stop.is_cancelled() {
+            let known = self.inner.machine.address(self.inner.node);
+            if known.as_ref() == Some(&self.inner.address) || self.inner.stop.is_cancelled() {
                 return;
             }
             let others: Vec<String> = self
@@ -340,32 +341,46 @@ impl Inner {
         }
     }
 
-    fn refusal(&self, error: &dyn std::fmt::Display, leader: Option<(Option<NodeId>, Option<BasicNode>)>) -> Refusal {
-        match leader {
-            Some((_, node)) => Refusal::NotLeader(node.map(|n| n.addr)),
-            None => Refusal::Failed(error.to_string()),
+    /// Where the leader is, as far as this node knows.
+    fn leader_address(&self) -> Option<String> {
+        let leader = self.raft.metrics().borrow().current_leader?;
+        self.members().get(&leader).map(|node| node.addr.clone())
+    }
+
+    /// A request of Raft's that only the leader can answer. Raft leaves one open when this node stops leading (a former leader that
+    /// restarts takes itself for it until it hears of its successor): then it is refused, and the caller asks the next leader.
+    /// What was proposed may still happen.
+    async fn while_leading<T, E>(
+        &self,
+        request: impl Future<Output = Result<T, RaftError<NodeId, E>>>,
+    ) -> Result<T, Refusal>
+    where
+        E: std::error::Error + TryAsRef<ForwardToLeader<NodeId, BasicNode>>,
+    {
+        let mut metrics = self.raft.metrics();
+        tokio::select! {
+            biased;
+            result = request => result.map_err(|error| match error.forward_to_leader() {
+                Some(forward) => Refusal::NotLeader(forward.leader_node.as_ref().map(|n| n.addr.clone())),
+                None => Refusal::Failed(error.to_string()),
+            }),
+            _ = metrics.wait_for(|metrics| metrics.state != ServerState::Leader) => {
+                Err(Refusal::NotLeader(self.leader_address()))
+            }
         }
     }
 
     /// At the leader: a command into the log.
     async fn propose(&self, command: Command) -> Result<Answer, Refusal> {
-        match self.raft.client_write(command).await {
-            Ok(response) => response
-                .data
-                .ok_or_else(|| Refusal::Failed("a command was not answered".into())),
-            Err(error) => {
-                let to = error.forward_to_leader().map(|f| (f.leader_id, f.leader_node.clone()));
-                Err(self.refusal(&error, to))
-            }
-        }
+        let response = self.while_leading(self.raft.client_write(command)).await?;
+        response
+            .data
+            .ok_or_else(|| Refusal::Failed("a command was not answered".into()))
     }
 
     /// At the leader: the revision of what is committed.
     async fn read_index(&self) -> Result<Revision, Refusal> {
-        if let Err(error) = self.raft.ensure_linearizable().await {
-            let to = error.forward_to_leader().map(|f| (f.leader_id, f.leader_node.clone()));
-            return Err(self.refusal(&error, to));
-        }
+        self.while_leading(self.raft.ensure_linearizable()).await?;
         Ok(self.machine.kv().revision())
     }
 
@@ -398,20 +413,18 @@ impl Inner {
 
     /// At the leader: a node becomes a member, or has a new address.
     async fn add_member(&self, node: NodeId, address: &str) -> Result<(), Refusal> {
-        let member = BasicNode::new(address);
-        let nodes = BTreeMap::from([(node, member.clone())]);
-        let change = match self.members().get(&node) {
-            Some(known) if *known == member => return Ok(()),
-            Some(_) => ChangeMembers::SetNodes(nodes),
-            None => ChangeMembers::AddNodes(nodes),
-        };
-        match self.raft.change_membership(change, true).await {
-            Ok(_) => Ok(()),
-            Err(error) => {
-                let to = error.forward_to_leader().map(|f| (f.leader_id, f.leader_node.clone()));
-                Err(self.refusal(&error, to))
-            }
+        if self.machine.address(node).as_deref() == Some(address) {
+            return Ok(());
         }
+        let nodes = BTreeMap::from([(node, BasicNode::new(address))]);
+        let change = if self.members().contains_key(&node) {
+            ChangeMembers::SetNodes(nodes)
+        } else {
+            ChangeMembers::AddNodes(nodes)
+        };
+        self.while_leading(self.raft.change_membership(change, true))
+            .await
+            .map(|_| ())
     }
 }
 
@@ -523,16 +536,31 @@ where
         .map_err(|e| e.to_string())
 }
 
+impl Server {
+    /// A message for a node whose old address is this one's now must not be answered for it: a vote would count twice.
+    fn check_addressee(&self, to: NodeId) -> Result<(), String> {
+        let own = self.store.inner.node;
+        if to == own {
+            Ok(())
+        } else {
+            Err(format!("this is node {own}, not {to}"))
+        }
+    }
+}
+
 impl Control for Server {
-    async fn append_entries(self, _: Context, request: Payload) -> Result<Payload, String> {
+    async fn append_entries(self, _: Context, to: NodeId, request: Payload) -> Result<Payload, String> {
+        self.check_addressee(to)?;
         pass(request, |request| self.store.inner.raft.append_entries(request)).await
     }
 
-    async fn vote(self, _: Context, request: Payload) -> Result<Payload, String> {
+    async fn vote(self, _: Context, to: NodeId, request: Payload) -> Result<Payload, String> {
+        self.check_addressee(to)?;
         pass(request, |request| self.store.inner.raft.vote(request)).await
     }
 
-    async fn install_snapshot(self, _: Context, request: Payload) -> Result<Payload, String> {
+    async fn install_snapshot(self, _: Context, to: NodeId, request: Payload) -> Result<Payload, String> {
+        self.check_addressee(to)?;
         pass(request, |request| self.store.inner.raft.install_snapshot(request)).await
     }
 

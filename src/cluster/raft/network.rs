@@ -116,9 +116,9 @@ impl Link {
         }
         let (context, payload) = (within(option.hard_ttl()), Payload(bytes.into()));
         let answer = match call {
-            Call::Append => client.append_entries(context, payload).await,
-            Call::Vote => client.vote(context, payload).await,
-            Call::Snapshot => client.install_snapshot(context, payload).await,
+            Call::Append => client.append_entries(context, self.target, payload).await,
+            Call::Vote => client.vote(context, self.target, payload).await,
+            Call::Snapshot => client.install_snapshot(context, self.target, payload).await,
         };
         let answer = answer
             .map_err(|e| broken(&e))?

@@ -33,15 +33,15 @@ pub struct ControlStatus {
     pub term: u64,
 }
 
-/// Requests between the daemons' control planes.
+/// Requests between the daemons' control planes. Raft's name the node that they are for, which an address alone does not.
 #[tarpc::service]
 pub trait Control {
     /// Raft: entries of the log.
-    async fn append_entries(request: Payload) -> Result<Payload, String>;
+    async fn append_entries(to: NodeId, request: Payload) -> Result<Payload, String>;
     /// Raft: an election.
-    async fn vote(request: Payload) -> Result<Payload, String>;
+    async fn vote(to: NodeId, request: Payload) -> Result<Payload, String>;
     /// Raft: a part of a snapshot.
-    async fn install_snapshot(request: Payload) -> Result<Payload, String>;
+    async fn install_snapshot(to: NodeId, request: Payload) -> Result<Payload, String>;
     /// To the leader: put a command into the log and apply it.
     async fn propose(command: Command) -> Result<Answer, Refusal>;
     /// To the leader: the revision as of now; a replica that has it may answer reads.

@@ -2,7 +2,7 @@
 
 use super::{RaftSettings, RaftStore};
 use crate::cluster::{Change, Compare, ControlStore, Outcome, Transaction, conformance};
-use crate::rpc::{Identity, Kind, Server};
+use crate::rpc::{Identity, Kind, Payload, Server, within};
 use crate::volume::{ClusterId, NodeId};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -200,6 +200,25 @@ async fn three_nodes_go_on_without_any_one_which_catches_up_when_it_returns() {
         })
         .await;
         assert_eq!(back.get(&key).await.unwrap().unwrap().value, "x");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_of_raft_for_another_node_at_this_address_is_refused() {
+    let nodes = Nodes::start(1).await;
+    let member = nodes.get(0);
+    let client = member.store.inner.peers.client(&member.address).await.unwrap();
+    let (other, nothing) = (NodeId::from_bytes([99; 16]), || Payload(Vec::new().into()));
+    for answer in [
+        client.vote(within(DEADLINE), other, nothing()).await.unwrap(),
+        client.append_entries(within(DEADLINE), other, nothing()).await.unwrap(),
+        client
+            .install_snapshot(within(DEADLINE), other, nothing())
+            .await
+            .unwrap(),
+    ] {
+        let refusal = answer.unwrap_err();
+        assert!(refusal.contains(&other.to_string()), "{refusal}");
     }
 }
 
