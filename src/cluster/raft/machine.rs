@@ -57,8 +57,13 @@ impl Machine {
         MutexGuard::map(self.state.lock(), |state| &mut state.kv)
     }
 
-    /// Where a node is, by the last committed membership. Raft's metrics show the newest entry of the log instead, which may never be
-    /// committed: that of a former leader, for one.
+    /// The last committed membership. Raft's metrics show the newest entry of the log instead, which may never be committed: that of a
+    /// former leader, for one.
+    pub(super) fn membership(&self) -> openraft::Membership<NodeId, BasicNode> {
+        self.state.lock().membership.membership().clone()
+    }
+
+    /// Where a node is, by the last committed membership.
     pub(super) fn address(&self, node: NodeId) -> Option<String> {
         let state = self.state.lock();
         state.membership.membership().get_node(&node).map(|n| n.addr.clone())

@@ -30,11 +30,11 @@ use leader::Leases;
 use machine::Machine;
 use network::Peers;
 use openraft::error::{ForwardToLeader, RaftError};
-use openraft::{BasicNode, ChangeMembers, Config, ServerState, SnapshotPolicy, TryAsRef};
+use openraft::{BasicNode, ChangeMembers, Config, Membership, ServerState, SnapshotPolicy, TryAsRef};
 use parking_lot::Mutex;
 use serde::{Serialize, de::DeserializeOwned};
 use service::{Control, ControlClient, Refusal};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -225,13 +225,22 @@ impl RaftStore {
     /// Who leads, who votes, who follows, as known here.
     #[must_use]
     pub fn status(&self) -> ControlStatus {
-        let metrics = self.inner.raft.metrics().borrow().clone();
-        let membership = metrics.membership_config.membership();
+        let (leader, term) = {
+            let metrics = self.inner.raft.metrics();
+            let metrics = metrics.borrow();
+            (metrics.current_leader, metrics.current_term)
+        };
+        let membership = self.inner.machine.membership();
+        let voters = settled_voters(&membership);
         ControlStatus {
-            leader: metrics.current_leader,
-            voters: membership.voter_ids().collect(),
-            learners: membership.learner_ids().collect(),
-            term: metrics.current_term,
+            leader,
+            learners: membership
+                .nodes()
+                .map(|(id, _)| *id)
+                .filter(|id| !voters.contains(id))
+                .collect(),
+            voters: voters.into_iter().collect(),
+            term,
         }
     }
 
@@ -426,6 +435,16 @@ impl Inner {
             .await
             .map(|_| ())
     }
+}
+
+/// Those who vote whatever becomes of a change of voters that is under way: until it is through, a majority of the old voters is needed
+/// too, so the new ones do not count on yet.
+fn settled_voters(membership: &Membership<NodeId, BasicNode>) -> BTreeSet<NodeId> {
+    let mut voters: BTreeSet<NodeId> = membership.voter_ids().collect();
+    for configuration in membership.get_joint_config() {
+        voters.retain(|voter| configuration.contains(voter));
+    }
+    voters
 }
 
 fn unavailable(error: impl std::fmt::Display) -> ControlError {

@@ -25,7 +25,7 @@ pub enum Refusal {
 pub struct ControlStatus {
     /// The leader.
     pub leader: Option<NodeId>,
-    /// Who votes.
+    /// Who votes; a node that is becoming a voter is one when the change is through.
     pub voters: Vec<NodeId>,
     /// Who follows without a vote.
     pub learners: Vec<NodeId>,

@@ -4,6 +4,8 @@ use super::{RaftSettings, RaftStore};
 use crate::cluster::{Change, Compare, ControlStore, Outcome, Transaction, conformance};
 use crate::rpc::{Identity, Kind, Payload, Server, within};
 use crate::volume::{ClusterId, NodeId};
+use openraft::Membership;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -168,6 +170,15 @@ fn put(key: &str, value: &str) -> Transaction {
             lease: None,
         }],
     }
+}
+
+#[test]
+fn a_voter_counts_when_the_change_of_voters_is_through() {
+    let [a, b, c] = [1, 2, 3].map(|n| NodeId::from_bytes([n; 16]));
+    let all = BTreeSet::from([a, b, c]);
+    let under_way = Membership::new(vec![BTreeSet::from([a]), all.clone()], None);
+    assert_eq!(super::settled_voters(&under_way), BTreeSet::from([a]));
+    assert_eq!(super::settled_voters(&Membership::new(vec![all.clone()], None)), all);
 }
 
 #[tokio::test(flavor = "multi_thread")]
