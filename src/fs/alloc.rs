@@ -71,6 +71,7 @@ impl State {
 
     /// A run that a file gave up: pending until it is discarded.
     pub(super) fn free(&mut self, start: u64, length: u64) {
+        debug_assert!(length > 0, "a run of no blocks is freed at {start}");
         self.store.put(pending_key(start), length.to_le_bytes().to_vec());
         self.freed.add(self.op, start, length);
     }

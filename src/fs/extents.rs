@@ -122,6 +122,9 @@ impl State {
 
     /// Frees blocks `first..end` of the file. The caller keeps the inode.
     pub(super) fn remove_extents(&mut self, ino: Ino, inode: &mut Inode, first: u64, end: u64) -> Result<(), FsError> {
+        if first >= end {
+            return Ok(());
+        }
         for extent in self.extents(ino, inode, first, end)? {
             let (from, to) = (extent.logical.max(first), extent.end().min(end));
             self.free(extent.physical + (from - extent.logical), to - from);

@@ -197,6 +197,26 @@ fn a_full_volume_says_so_and_works_again_after_a_removal() {
 }
 
 #[test]
+fn a_part_of_a_block_up_to_its_end_or_from_its_start_is_punched() {
+    for (offset, length) in [(4097, 4095), (8192, 100)] {
+        let (_, fs) = fresh(16);
+        let ino = file(&fs, "f", &[5; 20_000]);
+        fs.fallocate(
+            ino,
+            libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE,
+            offset,
+            length,
+        )
+        .unwrap();
+        check(&fs);
+        let (data, hole) = (content(&fs, ino), offset as usize..(offset + length) as usize);
+        for (at, byte) in data.iter().enumerate() {
+            assert_eq!(*byte, if hole.contains(&at) { 0 } else { 5 }, "byte {at}");
+        }
+    }
+}
+
+#[test]
 fn fallocate_punches_zeroes_and_allocates() {
     let (_, fs) = fresh(16);
     let ino = file(&fs, "f", &[5; 20_000]);
