@@ -18,6 +18,7 @@ pub trait Operations: Send + Sync + 'static {
     async fn nodes(&self) -> Result<Vec<NodeInfo>, ApiError>;
     async fn node(&self, name: &str) -> Result<NodeInfo, ApiError>;
     async fn node_update(&self, name: &str, update: NodeUpdate) -> Result<NodeInfo, ApiError>;
+    async fn node_drain(&self, name: &str) -> Result<DrainInfo, ApiError>;
 
     async fn namespaces(&self) -> Result<Vec<NamespaceInfo>, ApiError>;
     async fn namespace(&self, name: &str) -> Result<NamespaceInfo, ApiError>;

@@ -52,6 +52,7 @@ fn router(operations: Arc<dyn Operations>) -> Router {
         .route("/v1/cluster/health", get(cluster_health))
         .route("/v1/nodes", get(nodes))
         .route("/v1/nodes/{name}", get(node).patch(node_update))
+        .route("/v1/nodes/{name}/drain", get(node_drain))
         .route("/v1/namespaces", get(namespaces).post(namespace_create))
         .route("/v1/namespaces/{name}", get(namespace).delete(namespace_remove))
         .route("/v1/volumes", get(volumes).post(volume_create))
@@ -152,6 +153,10 @@ async fn node(State(node): Node, Path(name): Path<String>) -> Answer {
 
 async fn node_update(State(node): Node, Path(name): Path<String>, Body(bytes): Body) -> Answer {
     ok(&node.node_update(&name, body(&bytes)?).await?)
+}
+
+async fn node_drain(State(node): Node, Path(name): Path<String>) -> Answer {
+    ok(&node.node_drain(&name).await?)
 }
 
 async fn namespaces(State(node): Node) -> Answer {

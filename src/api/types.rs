@@ -105,7 +105,7 @@ pub struct NodeInfo {
     pub health_since: Option<Timestamp>,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
-    /// Whether it takes no new copies.
+    /// Whether it takes no new copies; a drained node takes none either.
     pub cordoned: bool,
     /// Whether its copies are moved off.
     pub drained: bool,
@@ -125,7 +125,7 @@ pub struct NodeInfo {
     pub created_at: Timestamp,
 }
 
-/// Of `node update`, `cordon` and `uncordon`; what is absent stays as it is.
+/// Of `node update`, `cordon`, `uncordon`, `drain` and `undrain`; what is absent stays as it is.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct NodeUpdate {
@@ -138,6 +138,39 @@ pub struct NodeUpdate {
     /// Take new copies or not.
     #[serde(default)]
     pub cordoned: Option<bool>,
+    /// Move the copies there are to other nodes, and take no new ones; or not any more.
+    #[serde(default)]
+    pub drained: Option<bool>,
+}
+
+/// How far the draining of a node is.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DrainInfo {
+    /// The node's name.
+    pub name: String,
+    /// Whether its copies are being moved off.
+    pub drained: bool,
+    /// No copy that counts is on it: it may be stopped.
+    pub empty: bool,
+    /// Copies still on it.
+    pub remaining: Vec<RemainingCopy>,
+    /// Volumes that it has mounted: stopping it unmounts them.
+    pub mounts: Vec<String>,
+}
+
+/// A copy that is still on a drained node.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RemainingCopy {
+    /// `namespace/name`.
+    pub volume: String,
+    /// Whether it is the master's.
+    pub master: bool,
+    /// Nothing moves it before an operator does something or a node returns; `message` says what is missing.
+    pub stuck: bool,
+    /// What it waits for.
+    pub message: String,
 }
 
 /// A namespace.

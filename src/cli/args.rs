@@ -153,6 +153,30 @@ pub(super) enum NodeVerb {
         #[arg(required = true, value_name = "NODE")]
         nodes: Vec<String>,
     },
+    /// Move all copies off nodes, one volume at a time, so that they can be stopped; done when they are empty
+    #[command(
+        after_help = "A drained node takes no new copies until storageos node undrain. A copy goes only when its successor on another node is in\n\
+        sync; a volume whose master is there gets another one, and stays in use meanwhile. The command waits, and ends when the nodes\n\
+        are safe to stop (0), when what is left cannot move (4), or after --timeout (1); the draining goes on then.\n\n\
+        Example:\n  storageos node drain n3"
+    )]
+    Drain {
+        /// Do not wait until the nodes are empty
+        #[arg(long)]
+        no_wait: bool,
+        /// How long to wait at most, as 30s or 10m [default: as long as it takes]
+        #[arg(short, long, value_name = "TIME", conflicts_with = "no_wait")]
+        timeout: Option<String>,
+        /// Names or ids
+        #[arg(required = true, value_name = "NODE")]
+        nodes: Vec<String>,
+    },
+    /// Let drained nodes hold copies again
+    Undrain {
+        /// Names or ids
+        #[arg(required = true, value_name = "NODE")]
+        nodes: Vec<String>,
+    },
     /// Change a node's labels
     #[command(after_help = "Example:\n  storageos node update --label-add storageos.com/deployment=computeonly n3")]
     Update {

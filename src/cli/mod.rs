@@ -6,6 +6,7 @@
 mod args;
 mod cluster;
 mod debug;
+mod drain;
 mod mount;
 mod namespace;
 mod node;

@@ -1,7 +1,7 @@
 //! `storageos node …`, without `run`.
 
 use super::args::NodeVerb;
-use super::{for_each, output, print, volume::labels};
+use super::{drain, for_each, output, print, volume::labels};
 use crate::api::types::{NodeInfo, NodeUpdate};
 use crate::api::{ApiError, Client, Code, escape};
 use jiff::Timestamp;
@@ -50,6 +50,12 @@ pub(super) async fn run(client: &Client, verb: NodeVerb) -> Result<ExitCode, Api
         }
         NodeVerb::Cordon { nodes } => return cordon(client, &nodes, true).await,
         NodeVerb::Uncordon { nodes } => return cordon(client, &nodes, false).await,
+        NodeVerb::Drain {
+            no_wait,
+            timeout,
+            nodes,
+        } => return drain::drain(client, &nodes, no_wait, timeout.as_deref()).await,
+        NodeVerb::Undrain { nodes } => return drain::undrain(client, &nodes).await,
         NodeVerb::Update {
             label_add,
             label_rm,
@@ -58,9 +64,9 @@ pub(super) async fn run(client: &Client, verb: NodeVerb) -> Result<ExitCode, Api
             let update = NodeUpdate {
                 label_add: labels(&label_add)?,
                 label_remove: label_rm,
-                cordoned: None,
+                ..NodeUpdate::default()
             };
-            let info: NodeInfo = client.patch(&format!("/v1/nodes/{}", escape(&node)), &update).await?;
+            let info = change(client, &node, &update).await?;
             print(&format!("{}\n", info.name))?;
         }
     }
@@ -71,13 +77,17 @@ async fn get(client: &Client, name: &str) -> Result<NodeInfo, ApiError> {
     client.get(&format!("/v1/nodes/{}", escape(name))).await
 }
 
+pub(super) async fn change(client: &Client, name: &str, update: &NodeUpdate) -> Result<NodeInfo, ApiError> {
+    client.patch(&format!("/v1/nodes/{}", escape(name)), update).await
+}
+
 async fn cordon(client: &Client, nodes: &[String], cordoned: bool) -> Result<ExitCode, ApiError> {
     let update = NodeUpdate {
         cordoned: Some(cordoned),
         ..NodeUpdate::default()
     };
     for_each(nodes, async |name| {
-        let info: NodeInfo = client.patch(&format!("/v1/nodes/{}", escape(name)), &update).await?;
+        let info = change(client, name, &update).await?;
         print(&format!("{}\n", info.name))
     })
     .await

@@ -11,6 +11,7 @@ mod catalog_tests;
 mod conformance;
 mod controller;
 mod deaths;
+mod drain;
 mod kv;
 mod liveness;
 mod memory;
@@ -22,6 +23,7 @@ mod view;
 
 pub use catalog::{Catalog, CatalogError, NewVolume, VolumeChange, candidates};
 pub use controller::control;
+pub use drain::{Remaining, Waiting, remaining};
 pub use kv::{Answer, Command, Kv};
 pub use liveness::keep_node_alive;
 pub use memory::MemoryStore;

@@ -7,7 +7,10 @@
 //! | an in-sync or syncing replica's node is dead for `drop_after` | the copy is lost (the master usually saw it first) |
 //! | fewer copies than wanted, a lost one's node lives | it syncs again, the one lost last first |
 //! | fewer copies than wanted, none of the lost may still return in time | a copy is placed on another node and syncs; it takes the place of the one that was lost first |
-//! | more copies than wanted | syncing ones are removed, then lost ones, then in-sync replicas, never the master |
+//! | the master's node is drained, an in-sync replica's is not | that replica becomes master; both stay in sync |
+//! | fewer copies than wanted on nodes that are not drained | one is placed and syncs; to empty a drained node, for one volume at a time |
+//! | more copies than wanted | syncing ones are removed, then lost ones, then in-sync replicas (on drained nodes first), never the master |
+//! | a lost copy's node was deleted | the copy is forgotten |
 //! | the number of replicas in place is not what the record says | it is corrected |
 //! | mounted on a node that is dead for `grace` | the claim is released |
 //!
@@ -16,6 +19,9 @@
 //!
 //! A node is live (it holds its lease), dead (it lost it, and [`Facts::dead_since`] says when) or unknown: not seen alive since this
 //! daemon started, for instance when the whole cluster is starting. Nothing is decided against an unknown node.
+//!
+//! A copy on a drained node counts as in sync until there are as many as wanted elsewhere: it is never removed first and replaced after.
+//! [`super::drain`] says in words how far that is.
 
 use super::view::View;
 use crate::volume::{
@@ -74,6 +80,13 @@ pub enum Step {
         /// The new one.
         to: NodeId,
     },
+    /// A new master for one whose node is drained; the old one stays in sync.
+    HandOver {
+        /// The old one.
+        from: NodeId,
+        /// The new one.
+        to: NodeId,
+    },
     /// A copy whose node died.
     Drop(NodeId),
     /// A lost copy whose node is back.
@@ -87,6 +100,8 @@ pub enum Step {
     },
     /// A copy more than wanted.
     Remove(NodeId),
+    /// A lost copy whose node was deleted.
+    Forget(NodeId),
     /// Replicas that count as having been in place.
     Count(u8),
 }
@@ -95,6 +110,7 @@ impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Promote { from, to } => write!(f, "node {from} of the master is dead, {to} takes over"),
+            Self::HandOver { from, to } => write!(f, "node {from} of the master is drained, {to} takes over"),
             Self::Drop(node) => write!(f, "node {node} of a replica is dead"),
             Self::Resync(node) => write!(f, "node {node} is back, its copy syncs"),
             Self::Add { node, instead: None } => write!(f, "a new copy on node {node}"),
@@ -103,6 +119,7 @@ impl fmt::Display for Step {
                 instead: Some(lost),
             } => write!(f, "a new copy on node {node} instead of the lost one on {lost}"),
             Self::Remove(node) => write!(f, "more copies than wanted, the one on node {node} goes"),
+            Self::Forget(node) => write!(f, "node {node} of a lost copy was deleted"),
             Self::Count(replicas) => write!(f, "{replicas} replicas are in place"),
         }
     }
@@ -140,12 +157,14 @@ pub fn plan(facts: &Facts<'_>, timing: &Timing, seed: u64) -> Vec<Action> {
     let mut actions = Vec::new();
     // Copies that each node holds, those of this plan included, so that new ones do not all go to the same node.
     let mut held = held(facts.view);
+    let mut moving = facts.view.volumes.values().any(|volume| is_moving(facts.view, volume));
     for volume in facts.view.volumes.values() {
         let mut planner = Planner {
             facts,
             timing,
             rng: &mut rng,
             held: &held,
+            moving,
             volume,
             labels: VolumeLabels::of(&volume.labels),
         };
@@ -159,6 +178,7 @@ pub fn plan(facts: &Facts<'_>, timing: &Timing, seed: u64) -> Vec<Action> {
         if let Some((step, new)) = planner.step() {
             if let Step::Add { node, .. } = &step {
                 *held.entry(*node).or_default() += 1;
+                moving |= holds_on_drained(facts.view, volume);
             }
             actions.push(Action::Change {
                 volume: volume.id,
@@ -181,11 +201,31 @@ fn held(view: &View) -> BTreeMap<NodeId, usize> {
     held
 }
 
+/// Whether a node's copies are to be moved off.
+pub(super) fn drained(view: &View, node: &NodeId) -> bool {
+    view.nodes.get(node).is_some_and(|record| record.drained)
+}
+
+/// Whether a copy of the volume that counts is on a drained node.
+fn holds_on_drained(view: &View, volume: &Volume) -> bool {
+    let configuration = &volume.configuration;
+    let mut copies = configuration.in_sync.iter().chain(&configuration.syncing);
+    copies.any(|node| drained(view, node))
+}
+
+/// Whether a copy on a drained node is just being replaced by one that syncs elsewhere.
+pub(super) fn is_moving(view: &View, volume: &Volume) -> bool {
+    let syncing = &volume.configuration.syncing;
+    holds_on_drained(view, volume) && syncing.iter().any(|node| !drained(view, node))
+}
+
 struct Planner<'a> {
     facts: &'a Facts<'a>,
     timing: &'a Timing,
     rng: &'a mut SmallRng,
     held: &'a BTreeMap<NodeId, usize>,
+    /// A volume is being moved off a drained node.
+    moving: bool,
     volume: &'a Volume,
     labels: VolumeLabels,
 }
@@ -216,6 +256,8 @@ impl Planner<'_> {
         let master = new.master?;
         let step = if self.live(&master) {
             self.drop_dead(&mut new, master)
+                .or_else(|| self.forget(&mut new))
+                .or_else(|| self.hand_over(&mut new, master))
                 .or_else(|| self.surplus(&mut new, master))
                 .or_else(|| self.missing(&mut new))
                 .or_else(|| self.miscounted(&new))
@@ -256,17 +298,54 @@ impl Planner<'_> {
         usize::from(self.labels.replicas) + 1
     }
 
+    fn forget(&self, new: &mut Configuration) -> Option<Step> {
+        let deleted = |node: &&NodeId| !self.facts.view.nodes.contains_key(node);
+        let node = *new.lost.keys().find(deleted)?;
+        new.lost.remove(&node);
+        Some(Step::Forget(node))
+    }
+
+    /// The node that has the volume mounted takes it if it can, else one that is not cordoned either, else any.
+    fn hand_over(&mut self, new: &mut Configuration, from: NodeId) -> Option<Step> {
+        if !self.drained(&from) {
+            return None;
+        }
+        let mounted = self.volume.mount.as_ref().map(|claim| claim.node);
+        let (view, rng) = (self.facts.view, &mut *self.rng);
+        let able = new
+            .in_sync
+            .iter()
+            .filter(|node| view.live.contains(node) && !drained(view, node));
+        let cordoned = |node: &NodeId| view.nodes.get(node).is_some_and(|n| n.cordoned);
+        let to = *able.min_by_key(|node| (Some(**node) != mounted, cordoned(node), rng.random::<u64>()))?;
+        new.master = Some(to);
+        Some(Step::HandOver { from, to })
+    }
+
+    fn drained(&self, node: &NodeId) -> bool {
+        drained(self.facts.view, node)
+    }
+
+    /// Copies, syncing ones included, on nodes that are not drained.
+    fn staying(&self, new: &Configuration) -> usize {
+        let copies = new.in_sync.iter().chain(&new.syncing);
+        copies.filter(|node| !self.drained(node)).count()
+    }
+
     fn surplus(&mut self, new: &mut Configuration, master: NodeId) -> Option<Step> {
-        let useful = new.in_sync.len() + new.syncing.len();
-        let node = if useful > self.wanted() && !new.syncing.is_empty() {
-            // A dead one first: it is the furthest from being of use.
-            *new.syncing
-                .iter()
-                .min_by_key(|node| (self.live(node), self.rank(node)))?
-        } else if useful >= self.wanted() && !new.lost.is_empty() {
+        let (staying, wanted) = (self.staying(new), self.wanted());
+        // Of the syncing ones a dead one first: it is the furthest from being of use.
+        let syncing = new
+            .syncing
+            .iter()
+            .filter(|node| staying > wanted || (staying == wanted && self.drained(node)))
+            .min_by_key(|node| (self.live(node), self.rank(node)));
+        let replicas = new.in_sync.iter().filter(|node| **node != master);
+        let node = if let Some(node) = syncing {
+            *node
+        } else if staying >= wanted && !new.lost.is_empty() {
             *new.lost.iter().min_by_key(|(_, at)| **at)?.0
-        } else if useful > self.wanted() {
-            let replicas = new.in_sync.iter().filter(|node| **node != master);
+        } else if new.in_sync.len() > wanted {
             *replicas.min_by_key(|node| (self.live(node), self.rank(node)))?
         } else {
             return None;
@@ -284,8 +363,13 @@ impl Planner<'_> {
     }
 
     fn missing(&mut self, new: &mut Configuration) -> Option<Step> {
-        let missing = self.wanted().checked_sub(new.in_sync.len() + new.syncing.len())?;
+        let staying = self.staying(new);
+        let missing = self.wanted().checked_sub(staying)?;
         if missing == 0 {
+            return None;
+        }
+        // Nothing is lost, only to be moved: that has time.
+        if self.moving && new.in_sync.len() + new.syncing.len() >= self.wanted() {
             return None;
         }
         let back = new
@@ -304,7 +388,7 @@ impl Planner<'_> {
             return None;
         }
         let node = self.place_one(new)?;
-        let instead = if new.in_sync.len() + new.syncing.len() + new.lost.len() >= self.wanted() {
+        let instead = if staying + new.lost.len() >= self.wanted() {
             let gone = new.lost.iter().filter(|(node, _)| !self.may_return(node));
             gone.min_by_key(|(_, at)| **at).map(|(node, _)| *node)
         } else {
@@ -330,13 +414,7 @@ impl Planner<'_> {
     }
 
     fn place_one(&mut self, new: &Configuration) -> Option<NodeId> {
-        let holders: BTreeSet<NodeId> = new
-            .in_sync
-            .iter()
-            .chain(&new.syncing)
-            .chain(new.lost.keys())
-            .copied()
-            .collect();
+        let holders = holders(new);
         let candidates: Vec<_> = self
             .facts
             .view
@@ -369,6 +447,12 @@ impl Planner<'_> {
     }
 }
 
+/// Nodes that get no further copy: they have one, or had one that is kept.
+pub(super) fn holders(configuration: &Configuration) -> BTreeSet<NodeId> {
+    let copies = configuration.in_sync.union(&configuration.syncing);
+    copies.chain(configuration.lost.keys()).copied().collect()
+}
+
 /// Whether `time` has passed since `since`. A time stamp of the future (another node's clock) has: waiting for it could take for ever.
 fn passed(since: Timestamp, now: Timestamp, time: Duration) -> bool {
     match Duration::try_from(now.duration_since(since)) {
@@ -379,4 +463,4 @@ fn passed(since: Timestamp, now: Timestamp, time: Duration) -> bool {
 
 #[cfg(test)]
 #[path = "plan_tests.rs"]
-mod tests;
+pub(super) mod tests;

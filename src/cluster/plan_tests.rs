@@ -5,7 +5,7 @@ use crate::volume::{MountClaim, Node};
 use proptest::prelude::*;
 use std::sync::Arc;
 
-fn id(n: u8) -> NodeId {
+pub(in crate::cluster) fn id(n: u8) -> NodeId {
     NodeId::from_bytes([n; 16])
 }
 
@@ -21,14 +21,21 @@ fn at(seconds: i64) -> Timestamp {
 const NOW: i64 = 1000;
 
 #[derive(Debug)]
-struct World {
-    view: View,
+pub(in crate::cluster) struct World {
+    pub(in crate::cluster) view: View,
     dead_since: BTreeMap<NodeId, Timestamp>,
 }
 
 impl World {
     /// Nodes 1 to `nodes`, those in `dead` dead for as many seconds; one volume.
-    fn new(nodes: u8, dead: &[(u8, i64)], replicas: u8, in_sync: &[u8], syncing: &[u8], lost: &[(u8, i64)]) -> Self {
+    pub(in crate::cluster) fn new(
+        nodes: u8,
+        dead: &[(u8, i64)],
+        replicas: u8,
+        in_sync: &[u8],
+        syncing: &[u8],
+        lost: &[(u8, i64)],
+    ) -> Self {
         let node = |n| Node {
             id: id(n),
             name: format!("n{n}"),
@@ -85,16 +92,16 @@ impl World {
         plan(&facts, &Timing::default(), seed)
     }
 
-    fn volume(&mut self) -> &mut Volume {
+    pub(in crate::cluster) fn volume(&mut self) -> &mut Volume {
         Arc::make_mut(self.view.volumes.values_mut().next().unwrap())
     }
 
-    fn node(&mut self, n: u8) -> &mut Node {
+    pub(in crate::cluster) fn node(&mut self, n: u8) -> &mut Node {
         Arc::make_mut(self.view.nodes.get_mut(&id(n)).unwrap())
     }
 
     /// The only step, if there is one; checks what holds for all.
-    fn step(&self, seed: u64) -> Option<(Step, Configuration)> {
+    pub(in crate::cluster) fn step(&self, seed: u64) -> Option<(Step, Configuration)> {
         let actions = self.plan(seed);
         assert!(actions.len() <= 1, "{actions:?}");
         let Action::Change {
@@ -216,6 +223,147 @@ fn nodes_that_may_not_hold_copies_get_none() {
     assert_eq!(world.step(0), None);
 }
 
+/// The steps of one volume until nothing more happens; what syncs, gets in sync between them.
+fn steps(world: &mut World) -> Vec<Step> {
+    let mut done = Vec::new();
+    while let Some((step, new)) = world.step(0) {
+        done.push(step);
+        assert!(done.len() < 20, "{done:?}");
+        let configuration = &mut world.volume().configuration;
+        *configuration = new;
+        configuration.epoch = 7;
+        let synced = std::mem::take(&mut configuration.syncing);
+        configuration.in_sync.extend(synced);
+    }
+    done
+}
+
+/// What, nodes, replicas, in sync (the master first), syncing, drained, and the steps that follow.
+type Row = (
+    &'static str,
+    u8,
+    u8,
+    &'static [u8],
+    &'static [u8],
+    &'static [u8],
+    Vec<Step>,
+);
+
+#[test]
+fn a_drained_nodes_copies_move_and_none_goes_before_its_successor_is_in_sync() {
+    let add = |n| Step::Add {
+        node: id(n),
+        instead: None,
+    };
+    let hand_over = |from, to| Step::HandOver {
+        from: id(from),
+        to: id(to),
+    };
+    #[rustfmt::skip]
+    let table: [Row; 10] = [
+        ("a replica",                           4, 2, &[1, 2, 3], &[], &[3], vec![add(4), Step::Remove(id(3))]),
+        ("the master with a replica",           3, 1, &[1, 2], &[], &[1], vec![hand_over(1, 2), add(3), Step::Remove(id(1))]),
+        ("the only copy",                       2, 0, &[1], &[], &[1], vec![add(2), hand_over(1, 2), Step::Remove(id(1))]),
+        ("no free node: the master's part only",3, 2, &[1, 2, 3], &[], &[1], vec![hand_over(1, 2)]),
+        ("no free node: a replica stays",       3, 2, &[1, 2, 3], &[], &[3], vec![]),
+        ("the only node",                       1, 0, &[1], &[], &[1], vec![]),
+        ("two of three",                        5, 2, &[1, 2, 3], &[], &[2, 3], vec![add(4), Step::Remove(id(3)), add(5), Step::Remove(id(2))]),
+        ("a copy that syncs to it",             4, 1, &[1], &[2], &[2], vec![add(3), Step::Remove(id(2))]),
+        ("more copies than wanted",             4, 0, &[1, 2], &[], &[1], vec![hand_over(1, 2), Step::Remove(id(1))]),
+        ("all of them, no other node",          2, 1, &[1, 2], &[], &[1, 2], vec![]),
+    ];
+    for (what, nodes, replicas, in_sync, syncing, drained, expected) in table {
+        let mut world = World::new(nodes, &[], replicas, in_sync, syncing, &[]);
+        for n in drained {
+            world.node(*n).drained = true;
+        }
+        // Which of several free nodes is taken is the placement's own matter: the first has the most space.
+        for n in 1..=nodes {
+            world.node(n).free = 1000 - 10 * u64::from(n);
+        }
+        let before = world.volume().configuration.in_sync.len();
+        let done = steps(&mut world);
+        assert!(
+            world.volume().configuration.in_sync.len() >= before.min(usize::from(replicas) + 1),
+            "{what}"
+        );
+        // Which of two replicas takes over is chance.
+        let alike = |a: &Step, b: &Step| match (a, b) {
+            (Step::HandOver { from: a, .. }, Step::HandOver { from: b, .. }) => a == b,
+            (a, b) => a == b,
+        };
+        assert!(
+            done.len() == expected.len() && done.iter().zip(&expected).all(|(a, b)| alike(a, b)),
+            "{what}: {done:?} instead of {expected:?}"
+        );
+    }
+}
+
+#[test]
+fn a_drained_masters_volume_goes_to_the_node_that_has_it_mounted_if_that_can_hold_it() {
+    for (mounted, drained, cordoned, chosen) in [
+        (3, &[1][..], None, &[3][..]),
+        (4, &[1], None, &[2, 3]),
+        (4, &[1], Some(2), &[3]),
+        (3, &[1, 3], None, &[2]),
+    ] {
+        let mut world = World::new(4, &[], 2, &[1, 2, 3], &[], &[]);
+        for n in drained {
+            world.node(*n).drained = true;
+        }
+        if let Some(n) = cordoned {
+            world.node(n).cordoned = true;
+        }
+        world.volume().mount = Some(MountClaim {
+            node: id(mounted),
+            mountpoint: "/m".into(),
+            mounted_at: at(0),
+            read_only: false,
+        });
+        let mut seen = BTreeSet::new();
+        for seed in 0..16 {
+            let (step, new) = world.step(seed).unwrap();
+            let to = new.master.unwrap();
+            assert_eq!(step, Step::HandOver { from: id(1), to });
+            assert_eq!(new.in_sync, ids(&[1, 2, 3]));
+            seen.insert(to);
+        }
+        assert_eq!(seen, ids(chosen));
+    }
+}
+
+#[test]
+fn a_drained_dead_nodes_copy_is_replaced_without_waiting_for_it() {
+    let mut world = World::new(3, &[(2, 5)], 1, &[1], &[], &[(2, 2)]);
+    assert_eq!(world.step(0), None);
+    world.node(2).drained = true;
+    let instead = Some(id(2));
+    assert_eq!(world.step(0).unwrap().0, Step::Add { node: id(3), instead });
+}
+
+#[test]
+fn volumes_are_moved_off_one_at_a_time_but_lost_copies_are_replaced_at_once() {
+    let mut world = World::new(5, &[], 1, &[1, 2], &[], &[]);
+    world.node(2).drained = true;
+    let first = world.volume().clone();
+    world.view.volumes = (0..3)
+        .map(|n| {
+            let id = VolumeId::from_bytes([n; 16]);
+            (id, Arc::new(Volume { id, ..first.clone() }))
+        })
+        .collect();
+    assert_eq!(world.plan(0).len(), 1, "the first begins");
+    world.volume().configuration.syncing = ids(&[3]);
+    assert_eq!(world.plan(0), [], "the others wait for it");
+    let last = world.view.volumes.values_mut().last().unwrap();
+    Arc::make_mut(last).configuration.in_sync = ids(&[1]);
+    assert_eq!(world.plan(0).len(), 1, "a missing copy does not wait");
+    let mut world = World::new(3, &[], 1, &[1], &[], &[(2, 100), (9, 100)]);
+    assert_eq!(world.step(0).unwrap().0, Step::Forget(id(9)), "its node was deleted");
+    world.volume().configuration.lost.remove(&id(9));
+    assert_eq!(world.step(0).unwrap().0, Step::Resync(id(2)));
+}
+
 #[test]
 fn new_copies_of_one_plan_are_spread() {
     let mut world = World::new(5, &[], 1, &[1], &[], &[]);
@@ -263,9 +411,9 @@ fn the_mounts_of_a_dead_node_are_released_after_the_grace_time() {
 }
 
 prop_compose! {
-    /// Each node: its part in the volume, dead since how long (none: live), cordoned.
+    /// Each node: its part in the volume, dead since how long (none: live), cordoned (1) or drained (2).
     fn worlds()(
-        parts in prop::collection::vec((0_u8..4, prop::option::of(0_i64..100), any::<bool>()), 1..8),
+        parts in prop::collection::vec((0_u8..4, prop::option::of(0_i64..100), 0_u8..4), 1..8),
         replicas in 0_u8..=5,
         established in 0_u8..=5,
     ) -> World {
@@ -276,7 +424,8 @@ prop_compose! {
         let mut world = World::new(count, &dead, replicas, &of(0), &of(1), &lost);
         world.volume().configuration.established = established;
         for (node, part) in world.view.nodes.values_mut().zip(&parts) {
-            Arc::make_mut(node).cordoned = part.2;
+            let node = Arc::make_mut(node);
+            (node.cordoned, node.drained) = (part.2 == 1, part.2 == 2);
         }
         world
     }
@@ -300,7 +449,14 @@ proptest! {
             let master = new.master.unwrap();
             prop_assert!(old.in_sync.contains(&master) && world.view.live.contains(&master));
             if old.master != new.master {
-                prop_assert!(!world.view.live.contains(&old.master.unwrap()));
+                let from = old.master.unwrap();
+                prop_assert!(!world.view.live.contains(&from) || world.view.nodes[&from].drained);
+                prop_assert!(!world.view.live.contains(&from) || new.in_sync.contains(&from));
+            }
+            // A live node's copy goes only when there are enough without it.
+            let wanted = usize::from(VolumeLabels::of(&world.volume().labels).replicas) + 1;
+            for node in old.in_sync.difference(&new.in_sync).filter(|n| world.view.live.contains(n)) {
+                prop_assert!(new.in_sync.len() >= wanted, "{} leaves", node);
             }
             for node in new.syncing.difference(&old.syncing) {
                 prop_assert!(world.view.live.contains(node), "{}", step);
@@ -321,10 +477,13 @@ proptest! {
             let wanted = usize::from(VolumeLabels::of(&end.labels).replicas) + 1;
             let have = configuration.in_sync.len();
             prop_assert!(have <= wanted);
+            let drained = |n: &NodeId| world.view.nodes[n].drained;
+            // A copy stays on a drained node only when it has nowhere to go.
+            let have = configuration.in_sync.iter().filter(|n| !drained(n)).count();
             // Fewer than wanted only when the rest may still return, or nobody else can hold one.
             let waiting = configuration.syncing.len() + configuration.lost.len();
             let free = world.view.nodes.values().filter(|n| {
-                world.view.live.contains(&n.id) && !n.cordoned && !configuration.in_sync.contains(&n.id)
+                world.view.live.contains(&n.id) && !n.cordoned && !n.drained && !configuration.in_sync.contains(&n.id)
                     && !configuration.syncing.contains(&n.id) && !configuration.lost.contains_key(&n.id)
             }).count();
             prop_assert!(have == wanted || free == 0 || have + waiting >= wanted, "{:?}", end);

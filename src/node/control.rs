@@ -76,6 +76,11 @@ impl Control {
         }
     }
 
+    /// All records as of now.
+    pub(super) async fn now(&self) -> Result<View, ApiError> {
+        Ok(self.catalog.view().await?)
+    }
+
     /// A volume as of now (linearizable); `None`: there is no such volume.
     pub(super) async fn volume(&self, volume: VolumeId) -> Result<Option<Volume>, ApiError> {
         Ok(self.catalog.volume_by_id(volume).await?)

@@ -1,9 +1,9 @@
 //! How records, their assessment and what nodes tell of themselves become the API's answers. Pure.
 
 use super::service::Runtime;
-use crate::api::types::{CopyInfo, NodeInfo, SyncInfo, VolumeInfo};
+use crate::api::types::{CopyInfo, DrainInfo, NodeInfo, RemainingCopy, SyncInfo, VolumeInfo};
 use crate::block::BLOCK_SIZE;
-use crate::cluster::View;
+use crate::cluster::{Remaining, View, Waiting, remaining};
 use crate::replication::SyncProgress;
 use crate::volume::{CopyHealth, CopyState, Node, NodeId, Volume, VolumeHealth, VolumeId, VolumeStatus, assess};
 use std::collections::BTreeMap;
@@ -113,7 +113,7 @@ pub(super) fn node(node: &Node, view: &View, voter: bool) -> NodeInfo {
         health: node_health(node.id, view).to_owned(),
         health_since: None,
         labels: node.labels.clone(),
-        cordoned: node.cordoned,
+        cordoned: node.cordoned || node.drained,
         drained: node.drained,
         voter,
         masters,
@@ -122,6 +122,41 @@ pub(super) fn node(node: &Node, view: &View, voter: bool) -> NodeInfo {
         free: node.free,
         version: node.version.clone(),
         created_at: node.created_at,
+    }
+}
+
+/// How far the draining of a node is.
+pub(super) fn drain(node: &Node, view: &View) -> DrainInfo {
+    let left: Vec<RemainingCopy> = remaining(view, node.id)
+        .into_iter()
+        .map(|copy| waiting_copy(copy, view))
+        .collect();
+    let mounted = view
+        .volumes
+        .values()
+        .filter(|v| v.mount.as_ref().is_some_and(|claim| claim.node == node.id));
+    DrainInfo {
+        name: node.name.clone(),
+        drained: node.drained,
+        empty: left.is_empty(),
+        remaining: left,
+        mounts: mounted.map(|v| super::control::name(v)).collect(),
+    }
+}
+
+fn waiting_copy(copy: Remaining, view: &View) -> RemainingCopy {
+    let message = match &copy.waiting {
+        Waiting::Sync(node) => format!("its new copy on {} is being synced", view.node_name(*node)),
+        Waiting::Turn => "another volume is moved first".to_owned(),
+        Waiting::Step if copy.master => "its mastership is about to be handed over".to_owned(),
+        Waiting::Step => "its next step is under way".to_owned(),
+        Waiting::Stuck(why) => why.clone(),
+    };
+    RemainingCopy {
+        volume: copy.name,
+        master: copy.master,
+        stuck: matches!(copy.waiting, Waiting::Stuck(_)),
+        message,
     }
 }
 

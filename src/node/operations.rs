@@ -214,10 +214,19 @@ impl Operations for Shared {
             .update_node(id, |node| {
                 node.labels = apply_labels(&node.labels, &add, &update.label_remove, Scope::Node)?;
                 node.cordoned = update.cordoned.unwrap_or(node.cordoned);
+                node.drained = update.drained.unwrap_or(node.drained);
                 Ok(())
             })
             .await?;
         Ok(joined.node_info(&changed, &view))
+    }
+
+    async fn node_drain(&self, node: &str) -> Result<DrainInfo, ApiError> {
+        let joined = self.joined()?;
+        // As of now: the drain that was just ordered is in it.
+        let view = joined.control.now().await?;
+        let node = find_node(&view, node)?;
+        Ok(inspect::drain(&node, &view))
     }
 
     async fn namespaces(&self) -> Result<Vec<NamespaceInfo>, ApiError> {

@@ -10,14 +10,14 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// A writer that appends numbered lines, fsyncs each, and counts those that were acknowledged.
-struct Writer {
+pub struct Writer {
     stop: Arc<AtomicBool>,
     acknowledged: Arc<AtomicU64>,
     thread: JoinHandle<std::io::Result<()>>,
 }
 
 impl Writer {
-    fn start(file: &Path) -> Self {
+    pub fn start(file: &Path) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let acknowledged = Arc::new(AtomicU64::new(0));
         let (path, stop2, count) = (file.to_owned(), stop.clone(), acknowledged.clone());
@@ -40,12 +40,12 @@ impl Writer {
         }
     }
 
-    fn count(&self) -> u64 {
+    pub fn count(&self) -> u64 {
         self.acknowledged.load(Ordering::SeqCst)
     }
 
     /// Waits until at least this many more lines were acknowledged.
-    fn goes_on(&self, lines: u64) {
+    pub fn goes_on(&self, lines: u64) {
         let target = self.count() + lines;
         eventually("the writer goes on", || {
             assert!(!self.thread.is_finished(), "the writer ended");
@@ -54,7 +54,7 @@ impl Writer {
     }
 
     /// Stops the writer; what it ended with, and the number of acknowledged lines.
-    fn stop(self) -> (std::io::Result<()>, u64) {
+    pub fn stop(self) -> (std::io::Result<()>, u64) {
         self.stop.store(true, Ordering::Relaxed);
         let result = self.thread.join().unwrap();
         (result, self.acknowledged.load(Ordering::SeqCst))
@@ -63,7 +63,7 @@ impl Writer {
 
 /// Every acknowledged line is in the file, in order; at most a torn tail follows.
 #[track_caller]
-fn check_lines(file: &Path, acknowledged: u64) {
+pub fn check_lines(file: &Path, acknowledged: u64) {
     let text = fs::read(file).unwrap();
     let text = String::from_utf8_lossy(&text);
     let mut lines = text.split_inclusive('\n');

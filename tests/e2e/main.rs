@@ -11,4 +11,5 @@ mod basics;
 mod damage;
 mod harness;
 mod kills;
+mod nodes;
 mod posix;
