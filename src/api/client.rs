@@ -88,6 +88,21 @@ impl Client {
         self.get(&path).await
     }
 
+    /// The events that a filter lets through.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub async fn events(&self, filter: &EventFilter) -> Result<EventList, ApiError> {
+        let mut path = "/v1/events?".to_owned();
+        let since = filter.since.map(|since| since.to_string());
+        for (key, value) in [("volume", &filter.volume), ("node", &filter.node), ("since", &since)] {
+            if let Some(value) = value {
+                path.push_str(&format!("{key}={}&", escape(value)));
+            }
+        }
+        self.get(&path).await
+    }
+
     async fn send<T: DeserializeOwned>(&self, method: Method, path: &str, body: Option<Bytes>) -> Result<T, ApiError> {
         let stream = UnixStream::connect(&self.socket)
             .await

@@ -37,4 +37,6 @@ pub trait Operations: Send + Sync + 'static {
         name: &str,
         request: VerifyRequest,
     ) -> Result<VerifyReport, ApiError>;
+
+    async fn events(&self, filter: EventFilter) -> Result<EventList, ApiError>;
 }

@@ -62,6 +62,7 @@ fn router(operations: Arc<dyn Operations>) -> Router {
         )
         .route("/v1/volumes/{namespace}/{name}/unmount", post(volume_unmount))
         .route("/v1/volumes/{namespace}/{name}/verify", post(volume_verify))
+        .route("/v1/events", get(events))
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
         .layer(DefaultBodyLimit::max(MAX_BODY))
@@ -224,4 +225,8 @@ async fn volume_verify(
     Body(bytes): Body,
 ) -> Answer {
     ok(&node.volume_verify(&namespace, &name, body(&bytes)?).await?)
+}
+
+async fn events(State(node): Node, RawQuery(raw): RawQuery) -> Answer {
+    ok(&node.events(query(raw.as_deref())?).await?)
 }

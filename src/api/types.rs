@@ -2,7 +2,7 @@
 //!
 //! Requests refuse fields they do not know, so that a misspelt one is an error and not ignored. Answers may gain fields.
 
-use crate::volume::{ClusterId, NodeId, VolumeId};
+use crate::volume::{ClusterId, Event, NodeId, VolumeId};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -242,6 +242,9 @@ pub struct VolumeUpdate {
     /// Labels to take away.
     #[serde(default)]
     pub label_remove: Vec<String>,
+    /// Also when the volume could not be written then, or when there are not enough nodes for its copies.
+    #[serde(default)]
+    pub force: bool,
     /// The `epoch` that the caller saw in [`VolumeInfo`]; another one now is a conflict.
     #[serde(default)]
     pub epoch: Option<u64>,
@@ -255,6 +258,9 @@ pub struct SyncInfo {
     pub bytes_done: u64,
     /// Bytes to compare in all.
     pub bytes_total: u64,
+    /// Bytes left to compare.
+    #[serde(default)]
+    pub bytes_left: u64,
     /// Bytes sent, since they differed.
     pub bytes_sent: u64,
     /// Bytes a second since it began.
@@ -262,7 +268,13 @@ pub struct SyncInfo {
     /// Seconds left at this rate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seconds_left: Option<u64>,
-    /// Why it is not getting on, if it is not.
+    /// Times that it was begun.
+    #[serde(default)]
+    pub attempts: u64,
+    /// Seconds since it last got on.
+    #[serde(default)]
+    pub idle_seconds: u64,
+    /// Why it had to start again, if it had to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
 }
@@ -407,6 +419,31 @@ pub struct VolumeFilter {
     /// Only volumes whose labels meet these terms: `key=value,key!=value,key`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selector: Option<String>,
+}
+
+/// Which events to list, as a query.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct EventFilter {
+    /// Only those of this volume, `name` or `namespace/name`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume: Option<String>,
+    /// Only those of this node, or recorded by it; a name or id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// Only those from this time on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Timestamp>,
+}
+
+/// The answer to a question for events.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EventList {
+    /// In the order in which they happened.
+    pub events: Vec<Event>,
+    /// Names of nodes that did not answer: what they alone recorded is missing.
+    pub silent_nodes: Vec<String>,
 }
 
 /// Which node answers, and for which cluster.

@@ -59,8 +59,38 @@ pub(super) enum Noun {
     /// Create, mount, check and change volumes
     #[command(visible_alias = "v")]
     Volume(VolumeCommand),
+    /// Show what happened to volumes and nodes
+    #[command(after_help = EVENTS_HELP)]
+    Events(EventsCommand),
     /// Look into files on disk
     Debug(DebugCommand),
+}
+
+const EVENTS_HELP: &str = "\
+Every node keeps the events that it recorded, a few thousand of them; all nodes that answer are asked.
+
+Examples:
+  storageos events --since 2h
+  storageos events --volume data --follow
+  storageos events --format '{{.At}} {{.Kind}} {{.Message}}'";
+
+#[derive(Debug, Args)]
+pub(super) struct EventsCommand {
+    /// Only those of this volume: a name, or namespace/name
+    #[arg(long, value_name = "VOLUME")]
+    pub(super) volume: Option<String>,
+    /// Only those of this node, or recorded by it: a name or id
+    #[arg(long, value_name = "NODE")]
+    pub(super) node: Option<String>,
+    /// Only those since then: a span before now, as 10m or 48h, or a time, as 2026-01-31T12:00:00Z
+    #[arg(long, value_name = "TIME")]
+    pub(super) since: Option<String>,
+    /// Go on showing events as they happen, until interrupted; JSON is then one event a line
+    #[arg(short, long)]
+    pub(super) follow: bool,
+    /// table, json, or a template as '{{.At}} {{.Kind}}'
+    #[arg(long, default_value = "table", value_name = "FORMAT")]
+    pub(super) format: Format,
 }
 
 /// How a list is printed.
@@ -358,6 +388,9 @@ pub(super) enum VolumeVerb {
         /// Take a label away; may be repeated
         #[arg(long, value_name = "KEY")]
         label_rm: Vec<String>,
+        /// Also when the volume could not be written then, or when there are too few nodes for its copies
+        #[arg(short, long)]
+        force: bool,
         /// Name, or namespace/name
         #[arg(value_name = "VOLUME")]
         volume: String,
@@ -402,6 +435,16 @@ pub(super) enum VolumeVerb {
         /// Also when it is busy, or when the node that mounted it is gone
         #[arg(short, long)]
         force: bool,
+        /// Name, or namespace/name
+        #[arg(value_name = "VOLUME")]
+        volume: String,
+    },
+    /// Show how copies are brought up to date, until the volume is healthy; exit code 1 if it is not within --timeout
+    #[command(after_help = "Example:\n  storageos volume watch --timeout 10m default/data")]
+    Watch {
+        /// How long to wait, as 30s or 10m, an hour at most [default: for ever]
+        #[arg(short, long, value_name = "TIME")]
+        timeout: Option<String>,
         /// Name, or namespace/name
         #[arg(value_name = "VOLUME")]
         volume: String,

@@ -7,6 +7,7 @@ mod args;
 mod cluster;
 mod debug;
 mod drain;
+mod events;
 mod mount;
 mod namespace;
 mod node;
@@ -15,6 +16,7 @@ mod run;
 #[cfg(test)]
 mod tests;
 mod volume;
+mod watch;
 
 use crate::api::{ApiError, Client, Code, DEFAULT_SOCKET};
 use args::{Cli, Noun};
@@ -87,6 +89,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, ApiError> {
             Noun::Node(command) => node::run(&client, command.verb).await,
             Noun::Namespace(command) => namespace::run(&client, command.verb).await,
             Noun::Volume(command) => volume::run(&client, command.verb).await,
+            Noun::Events(command) => events::run(&client, command).await,
             Noun::Debug(command) => debug::run(&command),
         }
     })

@@ -2,7 +2,7 @@
 
 use super::args::{CreateOptions, VolumeVerb};
 use super::output::{self, Format};
-use super::{for_each, mount, on_terminal, print};
+use super::{for_each, mount, on_terminal, print, watch};
 use crate::api::types::*;
 use crate::api::{ApiError, Client, Code, escape};
 use crate::volume::Size;
@@ -49,6 +49,7 @@ pub(super) async fn run(client: &Client, verb: VolumeVerb) -> Result<ExitCode, A
             description,
             label_add,
             label_rm,
+            force,
             volume,
         } => {
             let name = Name::parse(&volume, None)?;
@@ -56,6 +57,7 @@ pub(super) async fn run(client: &Client, verb: VolumeVerb) -> Result<ExitCode, A
                 description,
                 label_add: labels(&label_add)?,
                 label_remove: label_rm,
+                force,
                 epoch: None,
             };
             let changed: VolumeInfo = client.patch(&name.path(), &update).await?;
@@ -82,6 +84,10 @@ pub(super) async fn run(client: &Client, verb: VolumeVerb) -> Result<ExitCode, A
             let path = format!("{}/unmount?force={force}", name.path());
             let _: serde_json::Value = client.post(&path, &serde_json::json!({})).await?;
             print(&format!("{name}\n"))?;
+        }
+        VolumeVerb::Watch { timeout, volume } => {
+            let timeout = timeout.as_deref().map(mount::parse_time).transpose()?;
+            return watch::watch(client, &Name::parse(&volume, None)?, timeout).await;
         }
         VolumeVerb::Verify { deep, format, volume } => {
             let name = Name::parse(&volume, None)?;
@@ -124,7 +130,7 @@ impl Name {
         })
     }
 
-    fn path(&self) -> String {
+    pub(super) fn path(&self) -> String {
         format!("/v1/volumes/{}/{}", escape(&self.namespace), escape(&self.name))
     }
 }
@@ -284,14 +290,15 @@ pub(super) fn row(volume: &VolumeInfo) -> Vec<String> {
     let healthy = volume.replicas.iter().filter(|r| r.health == "healthy").count();
     let mut status = volume.status.clone();
     // The slowest sync is the one that people wait for.
-    let progress = volume
-        .replicas
-        .iter()
-        .filter_map(|r| r.sync.as_ref())
-        .map(|s| (s.bytes_done * 100).checked_div(s.bytes_total).unwrap_or(0))
-        .min();
-    if let Some(percent) = progress {
-        status.push_str(&format!(" (syncing {percent}%)"));
+    let syncs = volume.replicas.iter().filter_map(|r| r.sync.as_ref());
+    let slowest = syncs.min_by_key(|s| (watch::percent(s.bytes_done, s.bytes_total), s.seconds_left));
+    if let Some(sync) = slowest {
+        let percent = watch::percent(sync.bytes_done, sync.bytes_total);
+        let left = sync.seconds_left.and_then(|left| i64::try_from(left).ok());
+        let left = left
+            .map(|left| format!(", {} left", output::span(left)))
+            .unwrap_or_default();
+        status.push_str(&format!(" (syncing {percent}%{left})"));
     }
     vec![
         full_name(volume),

@@ -55,6 +55,9 @@ pub enum CatalogError {
     /// It is in use.
     #[error("{0}")]
     InUse(String),
+    /// The present state of the volume does not allow it.
+    #[error("{0}")]
+    Refused(String),
     /// Not enough nodes for its copies.
     #[error(transparent)]
     Placement(#[from] PlacementError),
@@ -107,7 +110,7 @@ pub struct VolumeChange {
     pub add: Labels,
     /// Keys of labels to remove, in any spelling.
     pub remove: Vec<String>,
-    /// Also when the volume could not be written then.
+    /// Also when the volume could not be written then, or when there are not enough nodes for its copies.
     pub force: bool,
 }
 
@@ -454,8 +457,9 @@ impl Catalog {
     /// Changes what users may change of a volume.
     ///
     /// # Errors
-    /// [`CatalogError::Invalid`] (labels, size, a rule that the present state does not meet), [`CatalogError::Placement`],
-    /// [`CatalogError::NotFound`], [`CatalogError::Unavailable`]
+    /// [`CatalogError::Invalid`] (labels, size), [`CatalogError::Refused`] and [`CatalogError::Placement`] (a rule that the present
+    /// state does not meet, if it met the one before; too few nodes for more copies), [`CatalogError::NotFound`],
+    /// [`CatalogError::Unavailable`]
     pub async fn change_volume(&self, name: &VolumeRef, wish: &VolumeChange) -> Result<Volume, CatalogError> {
         let view = self.view().await?;
         let volume = self.volume(name).await?;
@@ -472,12 +476,13 @@ impl Catalog {
                 }
                 volume.size = size;
             }
+            let before = VolumeLabels::of(&volume.labels);
             volume.labels = apply_labels(&volume.labels, &wish.add, &wish.remove, Scope::Volume)?;
             let labels = VolumeLabels::parse(&volume.labels)?;
             let configuration = &mut volume.configuration;
             let copies = usize::from(labels.replicas) + 1;
             let holders: BTreeSet<NodeId> = configuration.in_sync.union(&configuration.syncing).copied().collect();
-            if copies > holders.len() {
+            if labels.replicas > before.replicas && copies > holders.len() && !wish.force {
                 let wanted = Wanted {
                     copies: copies - holders.len(),
                     holders: &holders,
@@ -487,11 +492,13 @@ impl Catalog {
                 place(&wanted, &candidates(&view), 0)?;
             }
             let established = configuration.established.min(labels.replicas);
-            if let Err(refusal) = labels.failure_rule().may_write(established, configuration.replicas_in_sync())
-                && !wish.force
+            let in_sync = configuration.replicas_in_sync();
+            let was = before.failure_rule().may_write(configuration.established, in_sync);
+            if let (Ok(()), Err(refusal), false) =
+                (was, labels.failure_rule().may_write(established, in_sync), wish.force)
             {
-                return Err(CatalogError::Invalid(format!(
-                    "`{name}` could not be written then: {refusal}; wait until its replicas are back, or insist with --force"
+                return Err(CatalogError::Refused(format!(
+                    "`{name}` could not be written then: {refusal}"
                 )));
             }
             if configuration.established != established {

@@ -121,7 +121,7 @@ async fn label_changes_are_checked_against_the_nodes_and_the_present_state() {
     let catalog = catalog(2).await;
     let volume = catalog.create_volume(&new("v", "1"), 1).await.unwrap();
     let wish = |pairs: &[(&str, &str)], force| VolumeChange {
-        add: labels(pairs),
+        add: pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
         force,
         ..VolumeChange::default()
     };
@@ -129,7 +129,9 @@ async fn label_changes_are_checked_against_the_nodes_and_the_present_state() {
         .change_volume(&name("v"), &wish(&[("storageos.feature.replicas", "2")], false))
         .await;
     assert!(matches!(refused, Err(CatalogError::Placement(_))));
-    // One replica lost: `hard` would make the volume read-only.
+    // One replica lost, which is tolerated: `hard` would make the volume read-only.
+    let soft = &[("storageos.com/failure.tolerance", "1")];
+    catalog.change_volume(&name("v"), &wish(soft, false)).await.unwrap();
     let mut lost = volume.configuration.clone();
     let replica = *lost.in_sync.iter().find(|n| Some(**n) != lost.master).unwrap();
     lost.in_sync.remove(&replica);
@@ -138,10 +140,26 @@ async fn label_changes_are_checked_against_the_nodes_and_the_present_state() {
     catalog.swap_configuration(volume.id, 1, &lost, "a test").await.unwrap();
     let hard = &[("storageos.com/failure.mode", "hard")];
     let refused = catalog.change_volume(&name("v"), &wish(hard, false)).await.unwrap_err();
-    assert!(refused.to_string().contains("--force"), "{refused}");
+    assert!(matches!(refused, CatalogError::Refused(_)), "{refused}");
+    assert!(refused.to_string().contains("1 of 1 replicas lost"), "{refused}");
     catalog.change_volume(&name("v"), &wish(hard, true)).await.unwrap();
+    // It is not writable now: what does not change that is not refused for it.
+    let patient = &[("storageos.com/io.timeout", "5m")];
+    catalog.change_volume(&name("v"), &wish(patient, false)).await.unwrap();
+    catalog
+        .change_volume(&name("v"), &wish(&[("storageos.com/replicas", "2")], true))
+        .await
+        .unwrap();
+    let back = &[("storageos.com/replicas", "1")];
+    catalog.change_volume(&name("v"), &wish(back, false)).await.unwrap();
     let fewer = catalog
-        .change_volume(&name("v"), &wish(&[("storageos.com/replicas", "0")], false))
+        .change_volume(
+            &name("v"),
+            &VolumeChange {
+                remove: vec!["storageos.com/failure.tolerance".into()],
+                ..wish(&[("storageos.com/replicas", "0")], false)
+            },
+        )
         .await
         .unwrap();
     assert_eq!((fewer.configuration.established, fewer.configuration.epoch), (0, 3));

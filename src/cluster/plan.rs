@@ -5,7 +5,8 @@
 //! | the master's node is dead, an in-sync copy is on a live node | one of those becomes master, the dead one is lost |
 //! | the master's node is dead, no in-sync copy is on a live node | none: a copy that is out of date is never promoted |
 //! | an in-sync or syncing replica's node is dead for `drop_after` | the copy is lost (the master usually saw it first) |
-//! | fewer copies than wanted, a lost one's node lives | it syncs again, the one lost last first |
+//! | fewer copies than wanted, a lost one's node lives | it syncs again, the one lost last first; one whose disk failed waits twice as long after each failure |
+//! | the same, but its disk failed [`WORN`] times | a copy on another node takes its place; if there is none, it syncs again |
 //! | fewer copies than wanted, none of the lost may still return in time | a copy is placed on another node and syncs; it takes the place of the one that was lost first |
 //! | the master's node is drained, an in-sync replica's is not | that replica becomes master; both stay in sync |
 //! | fewer copies than wanted on nodes that are not drained | one is placed and syncs; to empty a drained node, for one volume at a time |
@@ -47,6 +48,11 @@ pub struct Timing {
     /// After this daemon's start, before a node that it never saw alive counts as dead.
     pub settle: Duration,
 }
+
+/// Failures of a copy's own disk after which another node is better.
+const WORN: u8 = 4;
+/// Longest pause before a copy that fails again and again syncs again.
+const LONGEST_RETRY: Duration = Duration::from_secs(300);
 
 impl Default for Timing {
     fn default() -> Self {
@@ -275,8 +281,7 @@ impl Planner<'_> {
     fn promote(&mut self, new: &mut Configuration, from: NodeId) -> Option<Step> {
         let able = new.in_sync.iter().filter(|node| self.facts.view.live.contains(node));
         let to = *able.choose(self.rng)?;
-        new.in_sync.remove(&from);
-        new.lost.insert(from, self.facts.now);
+        new.lose(from, self.facts.now, false);
         new.master = Some(to);
         Some(Step::Promote { from, to })
     }
@@ -287,9 +292,7 @@ impl Planner<'_> {
             .iter()
             .chain(&new.syncing)
             .find(|node| **node != master && self.dead_for(node, self.timing.drop_after))?;
-        new.in_sync.remove(&node);
-        new.syncing.remove(&node);
-        new.lost.insert(node, self.facts.now);
+        new.lose(node, self.facts.now, false);
         Some(Step::Drop(node))
     }
 
@@ -301,7 +304,7 @@ impl Planner<'_> {
     fn forget(&self, new: &mut Configuration) -> Option<Step> {
         let deleted = |node: &&NodeId| !self.facts.view.nodes.contains_key(node);
         let node = *new.lost.keys().find(deleted)?;
-        new.lost.remove(&node);
+        new.give_up(node);
         Some(Step::Forget(node))
     }
 
@@ -350,9 +353,7 @@ impl Planner<'_> {
         } else {
             return None;
         };
-        new.in_sync.remove(&node);
-        new.syncing.remove(&node);
-        new.lost.remove(&node);
+        new.give_up(node);
         Some(Step::Remove(node))
     }
 
@@ -372,22 +373,21 @@ impl Planner<'_> {
         if self.moving && new.in_sync.len() + new.syncing.len() >= self.wanted() {
             return None;
         }
-        let back = new
-            .lost
-            .iter()
-            .filter(|(node, _)| self.live(node) && self.may_hold(node));
-        if let Some((node, at)) = back.max_by_key(|(_, at)| **at) {
-            let (node, at) = (*node, *at);
-            if passed(at, self.facts.now, self.timing.retry) {
-                new.lost.remove(&node);
-                new.syncing.insert(node);
-                return Some(Step::Resync(node));
-            }
+        if let Some(node) = self.returns(new) {
+            return Some(resync(new, node));
         }
         if missing <= new.lost.keys().filter(|node| self.may_return(node)).count() {
             return None;
         }
-        let node = self.place_one(new)?;
+        let Some(node) = self.place_one(new) else {
+            // A bad copy is better than none, from time to time.
+            let mut worn = new
+                .lost
+                .iter()
+                .filter(|(node, at)| self.is_back(node) && self.rested(node, **at));
+            let node = *worn.next()?.0;
+            return Some(resync(new, node));
+        };
         let instead = if staying + new.lost.len() >= self.wanted() {
             let gone = new.lost.iter().filter(|(node, _)| !self.may_return(node));
             gone.min_by_key(|(_, at)| **at).map(|(node, _)| *node)
@@ -395,7 +395,7 @@ impl Planner<'_> {
             None
         };
         if let Some(lost) = instead {
-            new.lost.remove(&lost);
+            new.give_up(lost);
         }
         new.syncing.insert(node);
         Some(Step::Add { node, instead })
@@ -410,7 +410,44 @@ impl Planner<'_> {
 
     /// Whether it is worth waiting for the lost copy on a node.
     fn may_return(&self, node: &NodeId) -> bool {
-        self.may_hold(node) && !self.dead_for(node, self.timing.grace)
+        self.may_hold(node) && !self.dead_for(node, self.timing.grace) && !self.is_worn(node)
+    }
+
+    /// Whether a lost copy's node could sync it now.
+    fn is_back(&self, node: &NodeId) -> bool {
+        self.live(node) && self.may_hold(node)
+    }
+
+    /// Whether the copy's own disk failed too often.
+    fn is_worn(&self, node: &NodeId) -> bool {
+        self.volume.configuration.failures_of(*node) >= WORN
+    }
+
+    /// Whether a lost copy has paused long enough to sync again.
+    fn rested(&self, node: &NodeId, lost: Timestamp) -> bool {
+        let doublings = self.volume.configuration.failures_of(*node).saturating_sub(1);
+        let pause = self
+            .timing
+            .retry
+            .saturating_mul(1 << doublings.min(16))
+            .min(LONGEST_RETRY);
+        passed(lost, self.facts.now, pause.max(self.timing.retry))
+    }
+
+    /// The lost copy that is to sync now: the one lost last, unless its disk fails and another one can do.
+    fn returns(&self, new: &Configuration) -> Option<NodeId> {
+        let mut back: Vec<(NodeId, Timestamp)> = new.lost.iter().map(|(node, at)| (*node, *at)).collect();
+        back.retain(|(node, _)| self.is_back(node) && !self.is_worn(node));
+        back.sort_by_key(|(_, at)| std::cmp::Reverse(*at));
+        for (node, at) in back {
+            if self.rested(&node, at) {
+                return Some(node);
+            }
+            if new.failures_of(node) == 0 {
+                return None;
+            }
+        }
+        None
     }
 
     fn place_one(&mut self, new: &Configuration) -> Option<NodeId> {
@@ -451,6 +488,12 @@ impl Planner<'_> {
 pub(super) fn holders(configuration: &Configuration) -> BTreeSet<NodeId> {
     let copies = configuration.in_sync.union(&configuration.syncing);
     copies.chain(configuration.lost.keys()).copied().collect()
+}
+
+fn resync(new: &mut Configuration, node: NodeId) -> Step {
+    new.lost.remove(&node);
+    new.syncing.insert(node);
+    Step::Resync(node)
 }
 
 /// Whether `time` has passed since `since`. A time stamp of the future (another node's clock) has: waiting for it could take for ever.

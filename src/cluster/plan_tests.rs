@@ -1,7 +1,7 @@
 //! The plan's table, row by row, and its properties for every cluster.
 
 use super::*;
-use crate::volume::{MountClaim, Node};
+use crate::volume::{Failures, MountClaim, Node};
 use proptest::prelude::*;
 use std::sync::Arc;
 
@@ -63,6 +63,7 @@ impl World {
                 syncing: ids(syncing),
                 lost: lost.iter().map(|(n, ago)| (id(*n), at(NOW - ago))).collect(),
                 established: replicas,
+                failures: BTreeMap::new(),
             },
             formatted: true,
             mount: None,
@@ -180,6 +181,52 @@ fn a_copy_that_does_not_return_in_time_is_replaced() {
     assert_eq!(step, Step::Add { node: id(3), instead });
     assert_eq!((new.syncing, new.lost.len()), (ids(&[3]), 0));
     assert_eq!(lost(2, 60), None, "there is no other node: the stale copy is kept");
+}
+
+/// A lost copy on a live node whose disk failed: after how many failures, how many seconds after the last, with how many nodes.
+#[test]
+fn a_copy_whose_disk_fails_again_and_again_pauses_longer_and_is_replaced() {
+    let resync = Some(Step::Resync(id(2)));
+    let add = Some(Step::Add {
+        node: id(3),
+        instead: Some(id(2)),
+    });
+    for (failures, ago, nodes, expected) in [
+        (0, 1, 3, &None),
+        (0, 2, 3, &resync),
+        (1, 2, 3, &resync),
+        (2, 3, 3, &None),
+        (2, 4, 3, &resync),
+        (3, 7, 3, &None),
+        (3, 8, 3, &resync),
+        // Another node takes its place at once; without one, it is tried again from time to time.
+        (4, 0, 3, &add),
+        (4, 15, 2, &None),
+        (4, 16, 2, &resync),
+        (200, 299, 2, &None),
+        (200, 300, 2, &resync),
+    ] {
+        let mut world = World::new(nodes, &[], 1, &[1], &[], &[(2, ago)]);
+        let last = at(NOW - ago);
+        if failures > 0 {
+            let failures = Failures { count: failures, last };
+            world.volume().configuration.failures.insert(id(2), failures);
+        }
+        let step = world.step(0);
+        let case = format!("{failures} failures, {ago} s ago, {nodes} nodes");
+        assert_eq!(step.as_ref().map(|(step, _)| step), expected.as_ref(), "{case}");
+        if step.is_some_and(|(_, new)| new.syncing == ids(&[3]) && !new.failures.is_empty()) {
+            panic!("{case}: the failures of a copy that is given up are kept");
+        }
+    }
+    // Another lost copy, whose disk is well, goes first.
+    let mut world = World::new(3, &[], 1, &[1], &[], &[(2, 3), (3, 100)]);
+    let failures = Failures {
+        count: 3,
+        last: at(NOW - 3),
+    };
+    world.volume().configuration.failures.insert(id(2), failures);
+    assert_eq!(world.step(0).unwrap().0, Step::Resync(id(3)));
 }
 
 #[test]

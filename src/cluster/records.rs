@@ -124,7 +124,7 @@ mod tests {
         let expected = concat!(
             r#"{"v":1,"id":"01010101-0101-0101-0101-010101010101","namespace":"default","name":"v","description":"","#,
             r#""size":5368709120,"labels":{"storageos.com/replicas":"2"},"nodeSelector":"","#,
-            r#""configuration":{"epoch":0,"master":null,"in_sync":[],"syncing":[],"lost":{},"established":0},"#,
+            r#""configuration":{"epoch":0,"master":null,"in_sync":[],"syncing":[],"lost":{},"established":0,"failures":{}},"#,
             r#""formatted":false,"mount":null,"mounts":0,"createdAt":"1970-01-01T00:00:00Z"}"#
         );
         assert_eq!(text, expected);
@@ -133,6 +133,8 @@ mod tests {
         assert_eq!(decode::<Volume>("volumes/x", &newer), None);
         let more = text.replace(r#""v":1"#, r#""v":1,"later":true"#);
         assert!(decode::<Volume>("volumes/x", &more).is_some());
+        let older = text.replace(r#","failures":{}"#, "");
+        assert!(decode::<Volume>("volumes/x", &older).is_some());
         assert_eq!(decode::<Volume>("volumes/x", "{"), None);
         let cluster = ClusterId::from_bytes([2; 16]);
         let text = encode_id(&cluster);

@@ -20,6 +20,9 @@ impl From<CatalogError> for ApiError {
             | CatalogError::Conflict(_)
             | CatalogError::Epoch(_)
             | CatalogError::InUse(_) => Self::conflict(message),
+            CatalogError::Refused(_) => {
+                Self::conflict(message).hint("wait until its replicas are back, or insist with --force")
+            }
             CatalogError::Placement(_) => Self::conflict(message).hint(
                 "add nodes, uncordon some (storageos node ls), or ask for fewer replicas (storageos.com/replicas)",
             ),

@@ -7,6 +7,7 @@
 
 use super::control::Control;
 use super::data_dir::{DataDir, DataDirError};
+use super::journal::Journal;
 use super::mounts::{Mount, Mounts, Wanted};
 use super::plane::{Plane, PlaneStatus};
 use super::service::{NodeServer, Nodes};
@@ -106,6 +107,7 @@ pub(super) struct Shared {
     labels: Labels,
     data: DataDir,
     host: Arc<ReplicaHost>,
+    journal: Arc<Journal>,
     plane: Plane,
     joined: RwLock<Option<Arc<Joined>>>,
     /// One at a time makes or joins a cluster.
@@ -232,9 +234,11 @@ impl Shared {
         let catalog = Catalog::new(self.plane.store());
         let view = catalog.watch(self.stop.clone());
         let control = Control::new(catalog.clone(), view.clone());
+        self.journal.set_control(control.clone());
         let environment = Environment {
             config: Arc::new(records::Records(control.clone())),
             peers: Arc::new(records::Addresses(control.clone())),
+            observer: self.journal.clone(),
             runtime: Handle::current(),
         };
         let nodes = Arc::new(Nodes::new(self.identity.clone()));
@@ -245,12 +249,14 @@ impl Shared {
             self.config.replication,
             control.clone(),
             mounts.clone(),
+            self.journal.clone(),
             self.data.volumes(),
         );
         let server = NodeServer {
             host: self.host.clone(),
             mounts: mounts.clone(),
             problems: volumes.problems.clone(),
+            journal: self.journal.clone(),
             directory: self.data.volumes(),
         };
         let joined = Arc::new(Joined {
@@ -351,6 +357,7 @@ impl Daemon {
         let volumes = data.volumes();
         let copies = DiskCopies::new(&volumes).map_err(|source| StartError::Volumes { path: volumes, source })?;
         let host = ReplicaHost::new(identity.clone(), copies);
+        let journal = Journal::open(data.path(), data.id());
         let at = config.listen;
         let listen = |source| StartError::Listen { address: at, source };
         let builder = Server::bind(&config.listen.to_string(), identity.clone())
@@ -371,6 +378,7 @@ impl Daemon {
             identity,
             labels,
             host,
+            journal,
             plane,
             joined: RwLock::new(None),
             entering: tokio::sync::Mutex::new(()),

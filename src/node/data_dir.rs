@@ -219,6 +219,12 @@ impl DataDir {
         self.path.join("volumes")
     }
 
+    /// The directory itself.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Bytes of the file system below, in all and free.
     ///
     /// # Errors

@@ -23,12 +23,22 @@ pub(super) fn volume(volume: &Volume, view: &View, told: &Told) -> VolumeInfo {
         .collect();
     let mut status = judged.status;
     let mut message = judged.message;
-    if let Some(blocked) = serving.and_then(|s| s.master.as_ref()).and_then(|m| m.blocked.clone()) {
+    if let Some(told) = serving.and_then(|s| s.master.as_ref())
+        && let Some(blocked) = &told.blocked
+    {
         // The master knows better than the record whether it writes.
-        status = VolumeStatus::Unavailable;
-        if message.is_empty() || judged.status == VolumeStatus::Active {
+        if judged.status == VolumeStatus::Active {
             message = format!("not writable: {blocked}");
         }
+        status = VolumeStatus::Unavailable;
+        message.push_str(&match told.waits {
+            Some(seconds) => format!("; writes wait for that, {seconds} s more, then they fail"),
+            None => "; until then it is read-only".to_owned(),
+        });
+    }
+    if let Some(waiting) = serving.and_then(|s| s.master.as_ref()).and_then(|m| m.waiting.as_ref()) {
+        status = VolumeStatus::Unavailable;
+        message = format!("writes wait: {waiting}");
     }
     if let Some(problem) = serving.and_then(|s| s.problem.clone()) {
         status = VolumeStatus::Unavailable;
@@ -92,6 +102,9 @@ fn sync(progress: &SyncProgress) -> SyncInfo {
     SyncInfo {
         bytes_done: progress.bytes_done,
         bytes_total: progress.bytes_total,
+        bytes_left: left,
+        attempts: progress.attempts,
+        idle_seconds: progress.idle_seconds,
         bytes_sent: progress.blocks_sent.saturating_mul(BLOCK_SIZE as u64),
         bytes_per_second: progress.bytes_per_second,
         seconds_left: left.checked_div(progress.bytes_per_second),

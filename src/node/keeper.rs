@@ -123,8 +123,7 @@ async fn hand_on(volumes: &Volumes, record: &Volume, why: &str) {
                 .choose(&mut rand::rng());
             let Some(heir) = heir else { return Ok(()) };
             configuration.master = Some(heir);
-            configuration.in_sync.remove(&me);
-            configuration.lost.insert(me, Timestamp::now());
+            configuration.lose(me, Timestamp::now(), true);
             configuration.epoch += 1;
             Ok(())
         })

@@ -4,13 +4,14 @@
 //!
 //! Inside: [`daemon`] is the life cycle; `volumes` reacts to the control store's view, with a `keeper` for each volume whose
 //! master is here; `mounts` and `unmount` are the life of a mount, over the `switch` device; `service` is what daemons ask
-//! each other; `operations` and `inspect` answer the API.
+//! each other; `operations` and `inspect` answer the API; `journal` keeps the events.
 
 mod backend;
 mod control;
 mod daemon;
 mod data_dir;
 mod inspect;
+mod journal;
 mod keeper;
 mod mounts;
 mod operations;

@@ -7,7 +7,8 @@ use crate::api::types::*;
 use crate::api::{ApiError, Code, Operations};
 use crate::cluster::{NewVolume, View, VolumeChange};
 use crate::volume::{
-    Labels, Namespace, Node, NodeId, Scope, Selector, Size, Volume, VolumeRef, apply_labels, canonical_labels,
+    DEFAULT_NAMESPACE, Labels, Namespace, Node, NodeId, Scope, Selector, Size, Volume, VolumeRef, apply_labels,
+    canonical_labels, merge_events,
 };
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -336,8 +337,10 @@ impl Operations for Shared {
         }
         let wish = VolumeChange {
             description: update.description,
-            add: labels(&update.label_add, Scope::Volume)?,
+            // Checked together with those that the volume has: a tolerance alone says nothing.
+            add: update.label_add,
             remove: update.label_remove,
+            force: update.force,
             ..VolumeChange::default()
         };
         let changed = joined.control.catalog.change_volume(&target, &wish).await?;
@@ -420,6 +423,50 @@ impl Operations for Shared {
             deep: request.deep,
             extents: compared.extents,
         })
+    }
+
+    async fn events(&self, filter: EventFilter) -> Result<EventList, ApiError> {
+        let joined = self.joined()?;
+        // Also without the control plane: what happened to it is among the events.
+        let view = joined.control.view();
+        let node = filter.node.as_deref().map(|node| find_node(&view, node)).transpose()?;
+        let volume = match &filter.volume {
+            Some(volume) => {
+                let wanted = VolumeRef::parse(volume, DEFAULT_NAMESPACE)
+                    .map_err(|error| ApiError::invalid(error.to_string()))?;
+                // A removed volume's events are still there, by its name.
+                Some((view.volume(&wanted).map(|v| v.id), wanted.to_string()))
+            }
+            None => None,
+        };
+        let asked = view.nodes.values().map(|node| async {
+            if node.id == self.node {
+                return Ok(joined.server.journal.since(filter.since));
+            }
+            if !view.live.contains(&node.id) {
+                return Err(node.name.clone());
+            }
+            let events = joined.nodes.events(node.id, &node.address, filter.since).await;
+            events.ok_or_else(|| node.name.clone())
+        });
+        let (mut events, mut silent_nodes) = (Vec::new(), Vec::new());
+        for answer in futures::future::join_all(asked).await {
+            match answer {
+                Ok(told) => events.extend(told),
+                Err(name) => silent_nodes.push(name),
+            }
+        }
+        let mut events = merge_events(events);
+        events.retain(|event| {
+            let of_node = node
+                .as_ref()
+                .is_none_or(|n| event.node == Some(n.id) || event.recorder == n.id);
+            let of_volume = volume.as_ref().is_none_or(|(id, name)| {
+                (id.is_some() && event.volume == *id) || event.volume_name.as_ref() == Some(name)
+            });
+            of_node && of_volume
+        });
+        Ok(EventList { events, silent_nodes })
     }
 }
 

@@ -2,12 +2,14 @@
 //!
 //! Small messages on connections of [`Kind::Node`]. The answering side is [`NodeServer`], the asking side [`Nodes`].
 
+use super::journal::Journal;
 use super::mounts::Mounts;
 use crate::api::{ApiError, Code};
 use crate::block::BLOCK_SIZE;
 use crate::replication::{MasterStatus, ReplicaHost, Verification};
 use crate::rpc::{self, Connection, Identity, Kind, Limits, Peer, within};
-use crate::volume::{NodeId, VolumeId};
+use crate::volume::{Event, NodeId, VolumeId};
+use jiff::Timestamp;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -76,6 +78,8 @@ pub(super) trait NodeService {
     async fn unmount(volume: VolumeId, force: bool) -> Result<(), Refused>;
     /// Compares the copies of a volume whose master is there.
     async fn verify(volume: VolumeId, deep: bool) -> Result<Verification, Refused>;
+    /// The events that the node recorded from a time on.
+    async fn events(since: Option<Timestamp>) -> Vec<Event>;
     /// Answers at once.
     async fn ping() -> ();
 }
@@ -86,6 +90,7 @@ pub(super) struct NodeServer {
     pub(super) host: Arc<ReplicaHost>,
     pub(super) mounts: Arc<Mounts>,
     pub(super) problems: Arc<Mutex<BTreeMap<VolumeId, String>>>,
+    pub(super) journal: Arc<Journal>,
     /// Where the copies are.
     pub(super) directory: PathBuf,
 }
@@ -166,6 +171,10 @@ impl NodeService for NodeServer {
         self.compare(volume, deep).await.map_err(Refused::from)
     }
 
+    async fn events(self, _: Context, since: Option<Timestamp>) -> Vec<Event> {
+        self.journal.since(since)
+    }
+
     async fn ping(self, _: Context) {}
 }
 
@@ -216,6 +225,15 @@ impl Nodes {
         let asking = async {
             let client = self.client(node, address).await.ok()?;
             client.runtime(within(ASK), volumes).await.ok()
+        };
+        tokio::time::timeout(ASK, asking).await.ok().flatten()
+    }
+
+    /// The events that a node recorded; `None`: it does not answer in time.
+    pub(super) async fn events(&self, node: NodeId, address: &str, since: Option<Timestamp>) -> Option<Vec<Event>> {
+        let asking = async {
+            let client = self.client(node, address).await.ok()?;
+            client.events(within(ASK), since).await.ok()
         };
         tokio::time::timeout(ASK, asking).await.ok().flatten()
     }

@@ -6,6 +6,7 @@
 //! only after a linearizable read has said that the volume or this node's part in it is gone.
 
 use super::control::Control;
+use super::journal::{self, Journal};
 use super::keeper;
 use super::mounts::Mounts;
 use crate::cluster::View;
@@ -37,6 +38,7 @@ pub(super) struct Volumes {
     pub(super) mounts: Arc<Mounts>,
     /// Why volumes whose master this node should be are not served.
     pub(super) problems: Arc<Mutex<BTreeMap<VolumeId, String>>>,
+    pub(super) journal: Arc<Journal>,
     directory: PathBuf,
     keepers: Mutex<HashMap<VolumeId, Keeper>>,
     stop: CancellationToken,
@@ -50,6 +52,7 @@ impl Volumes {
         options: Options,
         control: Control,
         mounts: Arc<Mounts>,
+        journal: Arc<Journal>,
         directory: PathBuf,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -60,6 +63,7 @@ impl Volumes {
             control,
             mounts,
             problems: Arc::default(),
+            journal,
             directory,
             keepers: Mutex::default(),
             stop: CancellationToken::new(),
@@ -71,7 +75,11 @@ impl Volumes {
         // Side by side: a removal asks the control plane, which may take its time to answer.
         let masters = async {
             let mut view = self.control.watch();
+            let mut before: Option<Arc<View>> = None;
             while let Some(now) = self.next(&mut view).await {
+                if let Some(before) = before.replace(now.clone()) {
+                    journal::record_changes(&self.journal, &before, &now);
+                }
                 self.keep_masters(&now);
                 self.mounts.check_claims(&now);
             }

@@ -4,13 +4,13 @@
 //! in-sync copy at it, make the tail equal on all, serve. An in-sync copy that does not answer in time leaves the set first.
 
 use super::{
-    change::View,
+    change::{Failure, View},
     entry::Entry,
     env::{ConfigError, VolumeState},
     host::ReplicaHost,
-    link::Replica,
+    link::{LinkError, Replica},
     master::{Environment, Master, Options, Parts, over},
-    monitor,
+    monitor, notes,
     service::{CopyState, Stamp},
     store::CopyError,
     sync::{Side, SyncError},
@@ -101,6 +101,7 @@ impl Master {
         let view = master.view()?;
         master.keep_syncs(&view.configuration.syncing);
         environment.runtime.spawn(monitor::watch(Arc::downgrade(&master)));
+        environment.runtime.spawn(notes::keep_telling(Arc::downgrade(&master)));
         tracing::info!(%volume, epoch = view.configuration.epoch, copies = view.configuration.in_sync.len(), "master active");
         Ok(master)
     }
@@ -119,7 +120,7 @@ impl Master {
         for (replica, result) in view.replicas.iter().zip(reached) {
             match result {
                 Ok(state) => others.push((Arc::clone(replica), state)),
-                Err(why) => failed.push((Arc::clone(replica), why)),
+                Err(error) => failed.push((Arc::clone(replica), Failure::from(&error))),
             }
         }
         if !failed.is_empty() {
@@ -136,15 +137,15 @@ impl Master {
         Ok(())
     }
 
-    async fn reach(&self, replica: &Replica, epoch: u64, create: Option<u64>) -> Result<CopyState, String> {
+    async fn reach(&self, replica: &Replica, epoch: u64, create: Option<u64>) -> Result<CopyState, LinkError> {
         let started = Instant::now();
         let limit = self.options.activation_deadline;
         loop {
             let left = limit.saturating_sub(started.elapsed());
             match replica.attach(epoch, create, left).await {
                 Ok(state) => return Ok(state),
-                Err(error @ super::link::LinkError::Copy(_)) => return Err(error.to_string()),
-                Err(error) if over(started, limit) => return Err(error.to_string()),
+                Err(error @ LinkError::Copy(_)) => return Err(error),
+                Err(error) if over(started, limit) => return Err(error),
                 Err(_) => time::sleep(RETRY).await,
             }
         }
@@ -154,7 +155,7 @@ impl Master {
     ///
     /// The pattern is this node's copy, unless it lost writes that were not flushed (its machine restarted) and another
     /// copy did not: then that one's.
-    fn equalise(&self, others: &[(Arc<Replica>, CopyState)]) -> Result<Vec<(Arc<Replica>, String)>, ActivateError> {
+    fn equalise(&self, others: &[(Arc<Replica>, CopyState)]) -> Result<Vec<(Arc<Replica>, Failure)>, ActivateError> {
         let own = self.local.state();
         let mut extents: BTreeSet<u64> = own.hot.iter().copied().collect();
         for (_, state) in others {
@@ -162,12 +163,12 @@ impl Master {
         }
         let end = own.blocks.div_ceil(EXTENT_BLOCKS);
         extents.retain(|extent| *extent < end);
-        let mut failed: Vec<(Arc<Replica>, String)> = Vec::new();
+        let mut failed: Vec<(Arc<Replica>, Failure)> = Vec::new();
         let mut clients = Vec::new();
         for (replica, state) in others {
             match replica.client() {
                 Ok(client) => clients.push((replica, client, state)),
-                Err(error) => failed.push((Arc::clone(replica), error.to_string())),
+                Err(error) => failed.push((Arc::clone(replica), Failure::from(&error))),
             }
         }
         if !own.intact
@@ -185,7 +186,7 @@ impl Master {
                 match self.copy_extent(*extent, &Side::Local, &Side::Remote(replica, client)) {
                     Ok(blocks) => differed += blocks,
                     Err(SyncError::Link(error)) => {
-                        failed.push((Arc::clone(replica), error.to_string()));
+                        failed.push((Arc::clone(replica), Failure::from(&error)));
                         break;
                     }
                     Err(error) => return Err(into_device(error).into()),
@@ -250,6 +251,7 @@ fn parts(
             rule: state.rule,
             io_timeout: state.io_timeout,
             replicas,
+            reason: String::new(),
         },
     }
 }

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     block::DeviceError,
-    volume::{Configuration, FailureRule, NodeId, NotWritable},
+    volume::{Configuration, EventKind, FailureRule, NodeId, NotWritable},
 };
 use futures::future::join_all;
 use jiff::Timestamp;
@@ -35,6 +35,8 @@ pub(super) struct View {
     pub(super) io_timeout: Duration,
     /// The copies on other nodes: those in sync, and those syncing that are connected.
     pub(super) replicas: Vec<Arc<Replica>>,
+    /// Why copies were lost with the change to this configuration, if it is known.
+    pub(super) reason: String,
 }
 
 impl View {
@@ -63,6 +65,8 @@ pub(super) struct State {
     fenced: Option<String>,
     /// Since when the volume may not be written.
     blocked_since: Option<Instant>,
+    /// It has been so for longer than `io.timeout`, and that was told.
+    read_only: bool,
 }
 
 impl State {
@@ -72,8 +76,41 @@ impl State {
             view: Arc::new(view),
             fenced: None,
             blocked_since,
+            read_only: false,
         }
     }
+}
+
+/// Why a copy is left out.
+#[derive(Clone, Debug)]
+pub(super) struct Failure {
+    pub(super) why: String,
+    /// The copy's own disk failed, not its node or the network.
+    pub(super) by_itself: bool,
+}
+
+impl From<&LinkError> for Failure {
+    fn from(error: &LinkError) -> Self {
+        Self {
+            why: error.to_string(),
+            by_itself: matches!(error, LinkError::Copy(CopyError::Failed(_) | CopyError::NoSpace(_))),
+        }
+    }
+}
+
+impl From<&str> for Failure {
+    fn from(why: &str) -> Self {
+        Self {
+            why: why.to_owned(),
+            by_itself: false,
+        }
+    }
+}
+
+/// As [`Master::fence_all`] tells of copies that did not take the epoch.
+pub(super) fn failures(unfenced: Vec<(Arc<Replica>, LinkError)>) -> Vec<(Arc<Replica>, Failure)> {
+    let of = |(replica, error): (Arc<Replica>, LinkError)| (replica, Failure::from(&error));
+    unfenced.into_iter().map(of).collect()
 }
 
 fn unavailable(error: &ConfigError) -> DeviceError {
@@ -127,15 +164,45 @@ impl Master {
     pub(super) fn install(&self, view: View) {
         let mut state = self.state.lock();
         let was = state.blocked_since;
-        state.blocked_since = view.blocked().map(|_| was.unwrap_or_else(Instant::now));
-        match (was, view.blocked()) {
-            (None, Some(why)) => tracing::warn!(volume = %self.volume, %why, "writes are suspended"),
-            (Some(_), None) => tracing::info!(volume = %self.volume, "writes go on"),
-            _ => {}
-        }
-        state.view = Arc::new(view);
+        let blocked = view.blocked();
+        state.blocked_since = blocked.map(|_| was.unwrap_or_else(Instant::now));
+        state.read_only &= blocked.is_some();
+        let view = Arc::new(view);
+        let old = std::mem::replace(&mut state.view, Arc::clone(&view));
         drop(state);
         self.state_changed.notify_all();
+        self.tell_changes(&old.configuration, &view.configuration, &view.reason);
+        match (was, blocked) {
+            (None, Some(why)) => {
+                tracing::warn!(volume = %self.volume, %why, "writes are suspended");
+                self.tell(EventKind::VolumeSuspended, None, &why.to_string());
+            }
+            (Some(_), None) => {
+                tracing::info!(volume = %self.volume, "writes go on");
+                self.tell(EventKind::VolumeWritable, None, "");
+            }
+            _ => {}
+        }
+    }
+
+    /// Why writes fail by now, if they do since the call before.
+    pub(super) fn turn_read_only(&self) -> Option<NotWritable> {
+        let mut state = self.state.lock();
+        let since = state.blocked_since.filter(|_| !state.read_only)?;
+        if !over(since, state.view.io_timeout) {
+            return None;
+        }
+        state.read_only = true;
+        state.view.blocked()
+    }
+
+    /// Why the volume may not be written, if so, and for how long writes still wait; `None`: they fail.
+    pub(super) fn suspension(&self) -> Option<(NotWritable, Option<Duration>)> {
+        let state = self.state.lock();
+        let why = state.view.blocked()?;
+        let waited = state.blocked_since.map_or(Duration::ZERO, |since| since.elapsed());
+        let left = state.view.io_timeout.checked_sub(waited).filter(|left| !left.is_zero());
+        Some((why, left))
     }
 
     /// Ends this master for good: every call from now on fails, and so do those that wait.
@@ -239,7 +306,7 @@ impl Master {
                         error = match again {
                             stale @ LinkError::Copy(CopyError::Stale { .. }) => stale,
                             other => {
-                                self.fail_replica(replica, &other.to_string()).await?;
+                                self.fail_replica(replica, &other).await?;
                                 return Ok(());
                             }
                         };
@@ -247,7 +314,7 @@ impl Master {
                     }
                 }
                 other => {
-                    self.fail_replica(replica, &other.to_string()).await?;
+                    self.fail_replica(replica, other).await?;
                     return Ok(());
                 }
             }
@@ -259,36 +326,42 @@ impl Master {
                 Err(next) => error = next,
             }
         }
-        self.fail_replica(replica, &error.to_string()).await
+        self.fail_replica(replica, &error).await
     }
 
     /// Leaves a copy out: when it returns without an error, the copy is not in sync any more.
-    pub(super) async fn fail_replica(&self, replica: &Arc<Replica>, why: &str) -> Result<(), DeviceError> {
+    pub(super) async fn fail_replica(
+        &self,
+        replica: &Arc<Replica>,
+        why: impl Into<Failure>,
+    ) -> Result<(), DeviceError> {
+        let failure = why.into();
         let _changing = self.changing.lock().await;
-        self.fail_locked(vec![(Arc::clone(replica), why.to_owned())]).await
+        self.fail_locked(vec![(Arc::clone(replica), failure)]).await
     }
 
     /// Leaves copies out. Under `changing`.
-    pub(super) async fn fail_locked(&self, mut failed: Vec<(Arc<Replica>, String)>) -> Result<(), DeviceError> {
+    pub(super) async fn fail_locked(&self, mut failed: Vec<(Arc<Replica>, Failure)>) -> Result<(), DeviceError> {
         let started = Instant::now();
         loop {
             let view = self.view()?;
             failed.retain(|(replica, _)| view.has(replica));
-            let Some((_, why)) = failed.first() else {
+            let Some((_, first)) = failed.first() else {
                 return Ok(());
             };
-            let why = why.clone();
+            let why = first.why.clone();
             for (replica, _) in &failed {
                 // From here on it must leave: it may lack a write that others have.
                 replica.give_up();
             }
             let mut next = View::clone(&view);
+            next.reason.clone_from(&why);
             next.replicas
                 .retain(|replica| !failed.iter().any(|(gone, _)| Arc::ptr_eq(gone, replica)));
-            let leaving: Vec<NodeId> = failed
+            let leaving: Vec<(NodeId, Failure)> = failed
                 .iter()
-                .map(|(replica, _)| replica.node)
-                .filter(|node| view.configuration.in_sync.contains(node))
+                .map(|(replica, failure)| (replica.node, failure.clone()))
+                .filter(|(node, _)| view.configuration.in_sync.contains(node))
                 .collect();
             if leaving.is_empty() {
                 // Only copies that were syncing: their sync starts again by itself.
@@ -296,9 +369,8 @@ impl Master {
                 return Ok(());
             }
             let now = Timestamp::now();
-            for node in &leaving {
-                next.configuration.in_sync.remove(node);
-                next.configuration.lost.insert(*node, now);
+            for (node, Failure { why, by_itself }) in &leaving {
+                next.configuration.lose(*node, now, *by_itself);
                 tracing::warn!(volume = %self.volume, %node, %why, "replica leaves the in-sync set");
             }
             if !self.swap(&view, &mut next, &why, started).await? {
@@ -307,16 +379,25 @@ impl Master {
             self.stats.dropped(leaving.len() as u64);
             let unfenced = self.fence_all(next.configuration.epoch, &next.replicas).await?;
             self.install(next);
-            failed = unfenced
-                .into_iter()
-                .map(|(replica, error)| (replica, error.to_string()))
-                .collect();
+            failed = failures(unfenced);
         }
     }
 
     /// Writes `next`'s configuration at the next epoch. `false`: somebody else changed it, and theirs was adopted. Under
     /// `changing`.
     pub(super) async fn swap(
+        &self,
+        view: &View,
+        next: &mut View,
+        why: &str,
+        started: Instant,
+    ) -> Result<bool, DeviceError> {
+        let result = self.swap_patiently(view, next, why, started).await;
+        self.note_waiting(None);
+        result
+    }
+
+    async fn swap_patiently(
         &self,
         view: &View,
         next: &mut View,
@@ -338,7 +419,10 @@ impl Master {
                 }
                 Err(ConfigError::Gone) => return Err(self.fence_self("the volume has been removed")),
                 Err(error) if over(started, view.io_timeout) => return Err(unavailable(&error)),
-                Err(ConfigError::Unavailable(_)) => {
+                Err(ConfigError::Unavailable(error)) => {
+                    self.note_waiting(Some(format!(
+                        "the control plane does not answer ({error}), which is needed because: {why}"
+                    )));
                     unsure = true;
                     self.pause().await?;
                 }
@@ -378,6 +462,7 @@ impl Master {
             rule: state.rule,
             io_timeout: state.io_timeout,
             replicas: view.replicas.clone(),
+            reason: String::new(),
         };
         next.replicas.retain(|replica| {
             let stays = if replica.mark() == ALL && view.configuration.in_sync.contains(&replica.node) {
@@ -397,14 +482,10 @@ impl Master {
         let syncing = next.configuration.syncing.clone();
         self.install(next);
         self.keep_syncs(&syncing);
-        let failed: Vec<_> = failed
-            .into_iter()
-            .map(|(replica, error)| (replica, error.to_string()))
-            .collect();
         if failed.is_empty() {
             return Ok(());
         }
-        Box::pin(self.fail_locked(failed)).await
+        Box::pin(self.fail_locked(failures(failed))).await
     }
 
     /// The local copy failed: another in-sync copy becomes the master and this one ends. Without another one the error stands.
@@ -428,8 +509,7 @@ impl Master {
             let Some(heir) = heir else { return own };
             let mut next = View::clone(&view);
             next.configuration.master = Some(heir);
-            next.configuration.in_sync.remove(&self.node());
-            next.configuration.lost.insert(self.node(), Timestamp::now());
+            next.configuration.lose(self.node(), Timestamp::now(), true);
             let why = format!("the master's copy failed: {error}");
             tracing::error!(volume = %self.volume, %heir, %why, "handing the volume over");
             match self.swap(&view, &mut next, &why, started).await {

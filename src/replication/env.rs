@@ -1,7 +1,7 @@
 //! What replication needs from the outside: the record that says who holds copies and the addresses of
 //! nodes. Traits, so that tests and the simulation put their own behind them.
 
-use crate::volume::{Configuration, FailureRule, NodeId, VolumeId};
+use crate::volume::{Configuration, EventKind, FailureRule, NodeId, VolumeId};
 use async_trait::async_trait;
 use std::time::Duration;
 
@@ -63,4 +63,15 @@ pub trait ConfigStore: Send + Sync + 'static {
 pub trait Peers: Send + Sync + 'static {
     /// `HOST:PORT` of a node's port for its peers, if the node is known.
     fn address(&self, node: NodeId) -> Option<String>;
+}
+
+/// Hears of what happens to volumes. Must not block: it is told from the middle of things.
+pub trait Observer: Send + Sync + 'static {
+    /// Something happened, to the copy on `node` if one is named; `detail`: why, if it is known.
+    fn happened(&self, volume: VolumeId, kind: EventKind, node: Option<NodeId>, detail: &str);
+}
+
+/// Nobody listens.
+impl Observer for () {
+    fn happened(&self, _: VolumeId, _: EventKind, _: Option<NodeId>, _: &str) {}
 }

@@ -105,6 +105,11 @@ impl ReplicaHost {
     pub(super) fn entry_or_create(&self, volume: VolumeId, blocks: u64, epoch: u64) -> Result<Arc<Entry>, CopyError> {
         match self.entry(volume) {
             Err(CopyError::Missing) => {}
+            Ok(entry) if entry.copy().failed().is_some() => self.reopen(volume, &entry),
+            other => return other,
+        }
+        match self.entry(volume) {
+            Err(CopyError::Missing) => {}
             other => return other,
         }
         let slot = self.slot(volume);
@@ -122,6 +127,17 @@ impl ReplicaHost {
         let entry = Arc::new(Entry::new(copy, found));
         *open = Some(Arc::clone(&entry));
         Ok(entry)
+    }
+
+    /// Forgets a failed copy, so that it is opened again as after a crash: its disk may be well by now. Calls that hold it keep it
+    /// open until they end; opening it fails meanwhile.
+    fn reopen(&self, volume: VolumeId, failed: &Arc<Entry>) {
+        let slot = self.slot(volume);
+        let mut open = slot.lock();
+        if open.as_ref().is_some_and(|entry| Arc::ptr_eq(entry, failed)) {
+            tracing::info!(%volume, "a copy that failed is opened again");
+            *open = None;
+        }
     }
 
     /// The state of a copy. Blocks.

@@ -7,9 +7,10 @@
 use super::{
     change::{State, View},
     entry::{Entry, extents_of},
-    env::{ConfigStore, Peers},
+    env::{ConfigStore, Observer, Peers},
     host::ReplicaHost,
     link::{ALL, Change, LinkError, Replica},
+    notes::Notes,
     range::RangeLock,
     service::{Blocks, Caller, MAX_DATA, MAX_RANGES, Position, RemoteError, Stamp},
     stats::Stats,
@@ -55,6 +56,8 @@ pub struct Options {
     pub sync_yield: Duration,
     /// First pause before a failed sync starts again; doubles up to 64 times that.
     pub sync_retry: Duration,
+    /// A sync that does not get on for so long is interrupted and starts again.
+    pub sync_stall: Duration,
 }
 
 impl Default for Options {
@@ -65,6 +68,7 @@ impl Default for Options {
             activation_deadline: Duration::from_secs(10),
             sync_yield: Duration::from_millis(50),
             sync_retry: Duration::from_millis(500),
+            sync_stall: Duration::from_secs(60),
         }
     }
 }
@@ -76,6 +80,8 @@ pub struct Environment {
     pub config: Arc<dyn ConfigStore>,
     /// Where nodes are.
     pub peers: Arc<dyn Peers>,
+    /// Who hears of what happens.
+    pub observer: Arc<dyn Observer>,
     /// The runtime that drives connections.
     pub runtime: Handle,
 }
@@ -126,6 +132,7 @@ pub struct Master {
     /// Cancelled when the master is fenced or stopped.
     pub(super) stop: CancellationToken,
     pub(super) stats: Stats,
+    pub(super) notes: Notes,
     pub(super) this: Weak<Self>,
 }
 
@@ -200,6 +207,7 @@ impl Master {
             syncs: Mutex::default(),
             stop: CancellationToken::new(),
             stats: Stats::default(),
+            notes: Notes::default(),
             this: this.clone(),
         })
     }
@@ -504,17 +512,18 @@ impl Master {
             }
         }
         let Some(good) = good else {
+            self.note_corrupt(self.node(), block);
             return Err(DeviceError::Corrupt { block });
         };
         let epoch = self.view()?.configuration.epoch;
         self.local
             .repair(self.local_stamp(epoch), block, &good)
             .map_err(|error| DeviceError::Io(error.to_string()))?;
-        self.stats.repaired();
+        self.note_repaired(self.node(), block);
         tracing::warn!(volume = %self.volume, block, "corrupt block repaired from another copy");
         for replica in bad {
             match runtime.block_on(replica.repair(epoch, block, good.clone())) {
-                Ok(()) => self.stats.repaired(),
+                Ok(()) => self.note_repaired(replica.node, block),
                 Err(error) => {
                     tracing::warn!(volume = %self.volume, block, node = %replica.node, %error, "not repaired")
                 }

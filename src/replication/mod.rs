@@ -72,6 +72,7 @@ mod host;
 mod link;
 mod master;
 mod monitor;
+mod notes;
 mod range;
 mod remote;
 mod service;
@@ -84,7 +85,7 @@ mod verify;
 
 pub use activate::ActivateError;
 pub use disk::DiskCopies;
-pub use env::{ConfigError, ConfigStore, Peers, VolumeState};
+pub use env::{ConfigError, ConfigStore, Observer, Peers, VolumeState};
 pub use host::ReplicaHost;
 pub use master::{Environment, Master, Options};
 pub use remote::RemoteDevice;

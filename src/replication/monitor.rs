@@ -51,7 +51,7 @@ pub(super) async fn watch(master: Weak<Master>) {
                 continue;
             }
             away.remove(&replica.node);
-            if let Err(error) = master.fail_replica(replica, &error.to_string()).await {
+            if let Err(error) = master.fail_replica(replica, &error).await {
                 tracing::debug!(volume = %master.volume, node = %replica.node, %error, "leaving out a replica");
             }
         }

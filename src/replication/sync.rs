@@ -6,7 +6,7 @@
 //! extents on a list, which the walk visits too. It runs on a thread of its own, over its own connection.
 
 use super::{
-    change::View,
+    change::{Failure, View, failures},
     link::{ALL, LinkError, Replica, flatten},
     master::Master,
     service::{Blocks, DataClient, Position},
@@ -15,9 +15,10 @@ use super::{
 use crate::{
     block::{BLOCK_SIZE, BlockDevice, DeviceError, EXTENT_BLOCKS, EXTENT_SIZE, sums_of},
     rpc::{Kind, Payload, Sums, within},
-    volume::NodeId,
+    volume::{EventKind, NodeId},
 };
 use bytes::Bytes;
+use jiff::Timestamp;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::{
@@ -40,10 +41,35 @@ const DEADLINE: Duration = Duration::from_secs(30);
 /// How often a sync looks whether the foreground is idle.
 const YIELD_STEP: Duration = Duration::from_millis(2);
 
+/// What a sync is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Connecting,
+    Copying,
+    Flushing,
+    Comparing,
+    Joining,
+}
+
+impl Phase {
+    fn doing(self) -> &'static str {
+        match self {
+            Self::Connecting => "connecting to the copy",
+            Self::Copying => "comparing and sending extents",
+            Self::Flushing => "waiting for the copy's disk",
+            Self::Comparing => "comparing all hashes once more",
+            Self::Joining => "waiting for the control plane",
+        }
+    }
+}
+
 /// How far a sync is.
 #[derive(Debug)]
 pub(super) struct Progress {
     started: Mutex<Instant>,
+    /// What it does, and when it last got on.
+    at: Mutex<(Phase, Instant)>,
+    attempts: AtomicU64,
     total: AtomicU64,
     done: AtomicU64,
     sent: AtomicU64,
@@ -54,6 +80,8 @@ impl Progress {
     fn new() -> Arc<Self> {
         Arc::new(Self {
             started: Mutex::new(Instant::now()),
+            at: Mutex::new((Phase::Connecting, Instant::now())),
+            attempts: AtomicU64::new(0),
             total: AtomicU64::new(0),
             done: AtomicU64::new(0),
             sent: AtomicU64::new(0),
@@ -63,9 +91,24 @@ impl Progress {
 
     fn restart(&self) {
         *self.started.lock() = Instant::now();
+        self.enter(Phase::Connecting);
+        self.attempts.fetch_add(1, Ordering::Relaxed);
         self.total.store(0, Ordering::Relaxed);
         self.done.store(0, Ordering::Relaxed);
         self.sent.store(0, Ordering::Relaxed);
+    }
+
+    fn enter(&self, phase: Phase) {
+        *self.at.lock() = (phase, Instant::now());
+    }
+
+    /// It got on.
+    fn moved(&self) {
+        self.at.lock().1 = Instant::now();
+    }
+
+    fn idle(&self) -> Duration {
+        self.at.lock().1.elapsed()
     }
 
     pub(super) fn snapshot(&self) -> SyncProgress {
@@ -77,6 +120,8 @@ impl Progress {
             // Whole bytes are precise enough.
             bytes_per_second: (done as f64 / seconds) as u64,
             blocks_sent: self.sent.load(Ordering::Relaxed),
+            attempts: self.attempts.load(Ordering::Relaxed),
+            idle_seconds: self.idle().as_secs(),
             last_error: self.error.lock().clone(),
         }
     }
@@ -94,6 +139,10 @@ pub struct SyncProgress {
     pub bytes_per_second: u64,
     /// Blocks that differed and were sent.
     pub blocks_sent: u64,
+    /// Times that it was begun.
+    pub attempts: u64,
+    /// Seconds since it last got on.
+    pub idle_seconds: u64,
     /// Why it had to start again, if it had to.
     pub last_error: Option<String>,
 }
@@ -111,6 +160,18 @@ pub(super) enum SyncError {
     Differs(u64),
     #[error("the copy was left out meanwhile")]
     Dropped,
+    #[error("no progress for {0:?}")]
+    Stuck(Duration),
+}
+
+impl SyncError {
+    /// The failure of the copy's own disk, if it is one.
+    fn of_the_copy(&self) -> Option<Failure> {
+        match self {
+            Self::Link(error) => Some(Failure::from(error)).filter(|failure| failure.by_itself),
+            _ => None,
+        }
+    }
 }
 
 /// One of two copies that are compared.
@@ -337,7 +398,6 @@ impl Master {
             let mut next = View::clone(&view);
             let configuration = &mut next.configuration;
             configuration.syncing.remove(&replica.node);
-            configuration.lost.remove(&replica.node);
             configuration.in_sync.insert(replica.node);
             let wanted = configuration.replicas_in_sync().min(view.rule.replicas);
             configuration.established = configuration.established.max(wanted);
@@ -347,12 +407,8 @@ impl Master {
             let unfenced = self.fence_all(next.configuration.epoch, &next.replicas).await?;
             self.install(next);
             self.syncs.lock().remove(&replica.node);
-            let failed: Vec<_> = unfenced
-                .into_iter()
-                .map(|(replica, error)| (replica, error.to_string()))
-                .collect();
-            if !failed.is_empty() {
-                self.fail_locked(failed).await?;
+            if !unfenced.is_empty() {
+                self.fail_locked(failures(unfenced)).await?;
             }
             return Ok(());
         }
@@ -360,17 +416,52 @@ impl Master {
 
     /// One attempt, on a blocking thread.
     fn sync_once(&self, node: NodeId, progress: &Progress, stop: &CancellationToken) -> Result<(), SyncError> {
-        progress.restart();
         let (replica, client, connection) = self.wait(self.add_syncing(node))?;
+        let (interrupted, closed) = (stop.clone(), connection.clone());
         let _close = connection.drop_guard();
+        // Whatever waits for an answer then gets none.
+        self.environment.runtime.spawn(async move {
+            tokio::select! {
+                () = interrupted.cancelled() => closed.cancel(),
+                () = closed.cancelled() => {}
+            }
+        });
         let result = self.walk(&replica, &client, progress, stop);
-        if result.is_err() && !replica.is_dropped() {
+        if result.is_err() {
             // Writes need not wait for it any more; the next attempt brings a new one.
             if let Err(error) = self.wait(self.fail_replica(&replica, "its sync failed")) {
                 tracing::debug!(volume = %self.volume, %node, %error, "leaving out a copy whose sync failed");
             }
         }
         result
+    }
+
+    /// A syncing copy's own disk failed: it is lost again, and the controller decides when and where there is another attempt.
+    async fn lose_syncing(&self, node: NodeId, failure: &Failure) -> Result<(), DeviceError> {
+        let _changing = self.changing.lock().await;
+        let started = Instant::now();
+        loop {
+            let view = self.view()?;
+            if !view.configuration.syncing.contains(&node) {
+                return Ok(());
+            }
+            let mut next = View::clone(&view);
+            next.reason.clone_from(&failure.why);
+            next.configuration.lose(node, Timestamp::now(), failure.by_itself);
+            next.replicas.retain(|replica| {
+                if replica.node == node {
+                    replica.give_up();
+                }
+                replica.node != node
+            });
+            if !self.swap(&view, &mut next, &failure.why, started).await? {
+                continue;
+            }
+            let unfenced = self.fence_all(next.configuration.epoch, &next.replicas).await?;
+            self.syncs.lock().remove(&node);
+            self.install(next);
+            return self.fail_locked(failures(unfenced)).await;
+        }
     }
 
     fn walk(
@@ -389,6 +480,7 @@ impl Master {
             .collect();
         let end = self.blocks().div_ceil(EXTENT_BLOCKS);
         extents.extend(self.remote_extents(client)?.into_iter().filter(|extent| *extent < end));
+        progress.enter(Phase::Copying);
         progress
             .total
             .store(extents.len() as u64 * EXTENT_SIZE, Ordering::Relaxed);
@@ -429,8 +521,10 @@ impl Master {
             replica.forget_skipped(next);
             replica.set_mark(next + 1);
             progress.done.fetch_add(EXTENT_SIZE, Ordering::Relaxed);
+            progress.moved();
             extents.insert(next);
         }
+        progress.enter(Phase::Flushing);
         let view = self.view()?;
         let stamp = replica.current_stamp(view.configuration.epoch)?;
         match flatten(self.wait(client.flush(within(DEADLINE), stamp)), DEADLINE) {
@@ -442,14 +536,16 @@ impl Master {
             }
             Err(error) => return Err(error.into()),
         }
-        self.check_equal(client, &extents)?;
+        progress.enter(Phase::Comparing);
+        self.check_equal(client, &extents, progress)?;
+        progress.enter(Phase::Joining);
         let sent = progress.sent.load(Ordering::Relaxed);
         let reason = format!("copy complete, {sent} blocks sent");
         self.wait(self.complete(replica, &reason))
     }
 
     /// Compares the hashes of `extents`, each batch while no write is in flight there.
-    fn check_equal(&self, client: &DataClient, extents: &BTreeSet<u64>) -> Result<(), SyncError> {
+    fn check_equal(&self, client: &DataClient, extents: &BTreeSet<u64>, progress: &Progress) -> Result<(), SyncError> {
         let all: Vec<u64> = extents.iter().copied().collect();
         for batch in all.chunks(HASHES) {
             let ranges = batch
@@ -464,6 +560,7 @@ impl Master {
                     return Err(SyncError::Differs(*extent));
                 }
             }
+            progress.moved();
         }
         Ok(())
     }
@@ -488,35 +585,84 @@ impl Master {
     }
 }
 
+/// Attempts in a row that end with an error before the sync counts as stuck.
+const STUCK_AFTER: u32 = 3;
+
 /// Syncs one copy until it is complete or no longer wanted.
 async fn run(master: Arc<Master>, node: NodeId, progress: Arc<Progress>, stop: CancellationToken) {
     let mut pause = master.options.sync_retry;
     let longest = pause * 64;
+    let mut in_a_row = 0;
     loop {
-        let attempt = {
-            let master = Arc::clone(&master);
-            let progress = Arc::clone(&progress);
-            let stop = stop.clone();
-            task::spawn_blocking(move || master.sync_once(node, &progress, &stop)).await
-        };
+        let attempt = attempt(&master, node, &progress, &stop).await;
         let error = match attempt {
-            Ok(Ok(())) => {
+            Ok(()) => {
                 master.stats.synced();
                 tracing::info!(volume = %master.volume, %node, "copy is in sync");
                 return;
             }
-            Ok(Err(error)) => error.to_string(),
-            Err(error) => error.to_string(),
+            Err(error) => error,
         };
         if stop.is_cancelled() {
             return;
         }
+        if let Some(failure) = error.of_the_copy() {
+            tracing::warn!(volume = %master.volume, %node, why = %failure.why, "sync failed, the copy is lost again");
+            match master.lose_syncing(node, &failure).await {
+                Ok(()) => return,
+                Err(error) => tracing::debug!(volume = %master.volume, %node, %error, "the copy stays syncing"),
+            }
+        }
+        let error = error.to_string();
         tracing::warn!(volume = %master.volume, %node, %error, "sync starts again");
+        in_a_row += 1;
+        if in_a_row == STUCK_AFTER {
+            master.tell(EventKind::SyncStuck, Some(node), &error);
+        }
         *progress.error.lock() = Some(error);
         tokio::select! {
             () = stop.cancelled() => return,
             () = time::sleep(pause) => {}
         }
         pause = (pause * 2).min(longest);
+    }
+}
+
+/// One attempt under a watchdog: one that makes no progress is told of and interrupted.
+async fn attempt(
+    master: &Arc<Master>,
+    node: NodeId,
+    progress: &Arc<Progress>,
+    stop: &CancellationToken,
+) -> Result<(), SyncError> {
+    let stall = master.options.sync_stall;
+    let interrupt = stop.child_token();
+    progress.restart();
+    let mut work = {
+        let (master, progress, interrupt) = (Arc::clone(master), Arc::clone(progress), interrupt.clone());
+        task::spawn_blocking(move || master.sync_once(node, &progress, &interrupt))
+    };
+    loop {
+        tokio::select! {
+            done = &mut work => {
+                return match done {
+                    Ok(Err(_)) if interrupt.is_cancelled() && !stop.is_cancelled() => Err(SyncError::Stuck(stall)),
+                    Ok(result) => result,
+                    Err(error) => Err(SyncError::Device(DeviceError::Io(error.to_string()))),
+                };
+            }
+            () = time::sleep(stall / 4) => {
+                if progress.idle() < stall || interrupt.is_cancelled() {
+                    continue;
+                }
+                let (phase, _) = *progress.at.lock();
+                let (done, total) = (progress.done.load(Ordering::Relaxed), progress.total.load(Ordering::Relaxed));
+                let why = format!("nothing for {stall:?} while {}, {done} of {total} bytes done", phase.doing());
+                tracing::warn!(volume = %master.volume, %node, %why, "a sync makes no progress, interrupting it");
+                master.tell(EventKind::SyncStuck, Some(node), &why);
+                *progress.error.lock() = Some(why);
+                interrupt.cancel();
+            }
+        }
     }
 }

@@ -74,6 +74,10 @@ pub struct MasterStatus {
     pub configuration: Configuration,
     /// Why the volume may not be written, if so.
     pub blocked: Option<String>,
+    /// Seconds that writes still wait for it; `None` with `blocked`: they fail, the volume is read-only.
+    pub waits: Option<u64>,
+    /// What a change of the configuration waits for, and writes with it, if it does.
+    pub waiting: Option<String>,
     /// Why this master ended, if it did.
     pub fenced: Option<String>,
     /// Counters since activation.
@@ -87,9 +91,12 @@ impl Master {
     #[must_use]
     pub fn status(&self) -> MasterStatus {
         let view = self.last_view();
+        let suspension = self.suspension();
         MasterStatus {
             configuration: view.configuration.clone(),
-            blocked: view.blocked().map(|why| why.to_string()),
+            blocked: suspension.map(|(why, _)| why.to_string()),
+            waits: suspension.and_then(|(_, left)| left).map(|left| left.as_secs()),
+            waiting: self.waiting(),
             fenced: self.fenced(),
             stats: self.stats.snapshot(),
             syncs: self.sync_progress(),

@@ -10,7 +10,7 @@
 //! | `syncing` | replicas are missing and as many are being synced |
 //! | `healthy` | the master and all replicas are well |
 
-use super::{NodeId, Volume, VolumeLabels};
+use super::{FailureMode, NodeId, Volume, VolumeLabels};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeSet, fmt};
 
@@ -157,10 +157,14 @@ pub fn assess(volume: &Volume, live: &BTreeSet<NodeId>, name: impl Fn(NodeId) ->
         } else {
             format!("when {nodes} or replacements are in sync")
         };
-        let text = format!(
-            "not writable: {refused}; it returns {back}, or with a higher storageos.com/failure.tolerance or failure mode \
-             alwayson"
-        );
+        let or = match refused.mode {
+            FailureMode::Soft if refused.tolerated < labels.replicas.min(4) => {
+                "a higher storageos.com/failure.tolerance or storageos.com/failure.mode=alwayson"
+            }
+            FailureMode::Soft => "storageos.com/failure.mode=alwayson",
+            FailureMode::Hard | FailureMode::AlwaysOn => "storageos.com/failure.mode=soft or alwayson",
+        };
+        let text = format!("not writable: {refused}; it returns {back}, or with {or}");
         (VolumeStatus::Unavailable, text)
     } else {
         let text = match health {

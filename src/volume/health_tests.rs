@@ -31,6 +31,7 @@ fn volume(labels: &[(&str, &str)], in_sync: &[u8], syncing: &[u8], lost: &[u8]) 
             syncing: ids(syncing),
             lost: lost.iter().map(|n| (id(*n), jiff::Timestamp::UNIX_EPOCH)).collect(),
             established: 2,
+            failures: Default::default(),
         },
         formatted: true,
         mount: None,
@@ -73,7 +74,12 @@ fn a_volume_that_may_not_be_written_says_why_and_what_would_free_it() {
     assert_eq!(
         words(&hard, &[1, 2, 3]),
         "unavailable degraded 1: not writable: 1 of 2 replicas lost, failure mode hard tolerates 0; it returns when n3 \
-         or replacements are in sync, or with a higher storageos.com/failure.tolerance or failure mode alwayson"
+         or replacements are in sync, or with storageos.com/failure.mode=soft or alwayson"
+    );
+    let soft = volume(&[("replicas", "2"), ("failure.tolerance", "0")], &[1, 2], &[], &[3]);
+    assert!(
+        words(&soft, &[1, 2, 3])
+            .ends_with("or with a higher storageos.com/failure.tolerance or storageos.com/failure.mode=alwayson")
     );
     let alwayson = volume(&[("replicas", "2"), ("failure.mode", "alwayson")], &[1], &[], &[2, 3]);
     assert!(words(&alwayson, &[1]).starts_with("active degraded 0"));

@@ -3,6 +3,7 @@
 //! Touches nothing: no I/O, no clock, no randomness of its own. Everything here can be tabled and property-tested,
 //! and the control plane, the API and the simulation use the same functions.
 
+mod event;
 mod failure;
 mod health;
 mod id;
@@ -12,6 +13,7 @@ mod placement;
 mod record;
 mod size;
 
+pub use event::{Event, EventKind, changes, merge as merge_events, same as same_event, sentence};
 pub use failure::{FailureMode, FailureRule, NotWritable};
 pub use health::{Assessment, CopyHealth, CopyState, VolumeHealth, VolumeStatus, assess};
 pub use id::{ClusterId, NodeId, VolumeId};
@@ -21,5 +23,5 @@ pub use labels::{
 };
 pub use names::{DEFAULT_NAMESPACE, MAX_NAME, NameError, VolumeRef, check_name};
 pub use placement::{Candidate, Obstacle, PlacementError, Selector, SelectorError, TooFew, Wanted, place};
-pub use record::{Configuration, MountClaim, Namespace, Node, Volume};
+pub use record::{Configuration, Failures, MountClaim, Namespace, Node, Volume};
 pub use size::{Bytes, MAX_SIZE, MIN_SIZE, Size, SizeError};

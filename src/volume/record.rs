@@ -7,6 +7,7 @@ use super::{NodeId, VolumeId};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 /// Who holds a volume's copies, and at which epoch: the part that fences writes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,9 +26,54 @@ pub struct Configuration {
     /// The most replicas that were in sync at once, at most the label's number. A replica is lost when fewer are in
     /// sync than that; one that is still being added to a live volume is not a loss.
     pub established: u8,
+    /// Copies whose own disk failed of late, and how often: what they are given longer pauses for, and at last replaced.
+    #[serde(default)]
+    pub failures: BTreeMap<NodeId, Failures>,
 }
 
+/// How often a copy failed by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failures {
+    /// How often, without an hour between two of them.
+    pub count: u8,
+    /// The last time.
+    pub last: Timestamp,
+}
+
+/// A failure after so long is counted as the first one.
+const FORGOTTEN: Duration = Duration::from_secs(3600);
+
 impl Configuration {
+    /// Moves a copy to `lost`. `by_itself`: its own disk failed, not its node or the network.
+    pub fn lose(&mut self, node: NodeId, now: Timestamp, by_itself: bool) {
+        self.in_sync.remove(&node);
+        self.syncing.remove(&node);
+        self.lost.insert(node, now);
+        if !by_itself {
+            return;
+        }
+        let failures = self.failures.entry(node).or_insert(Failures { count: 0, last: now });
+        if now.duration_since(failures.last).unsigned_abs() > FORGOTTEN {
+            failures.count = 0;
+        }
+        failures.count = failures.count.saturating_add(1);
+        failures.last = now;
+    }
+
+    /// Gives a copy up: its node will remove it.
+    pub fn give_up(&mut self, node: NodeId) {
+        self.in_sync.remove(&node);
+        self.syncing.remove(&node);
+        self.lost.remove(&node);
+        self.failures.remove(&node);
+    }
+
+    /// How often a copy failed by itself of late.
+    #[must_use]
+    pub fn failures_of(&self, node: NodeId) -> u8 {
+        self.failures.get(&node).map_or(0, |failures| failures.count)
+    }
+
     /// The configuration of a volume that has not been placed yet.
     #[must_use]
     pub fn unplaced() -> Self {
@@ -38,6 +84,7 @@ impl Configuration {
             syncing: BTreeSet::new(),
             lost: BTreeMap::new(),
             established: 0,
+            failures: BTreeMap::new(),
         }
     }
 
@@ -146,4 +193,33 @@ pub struct Namespace {
     pub labels: BTreeMap<String, String>,
     /// When it was created.
     pub created_at: Timestamp,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_of_a_copys_own_are_counted_until_an_hour_without_one() {
+        let node = NodeId::from_bytes([2; 16]);
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let mut configuration = Configuration::unplaced();
+        for (second, by_itself, count) in [
+            (0, false, 0),
+            (10, true, 1),
+            (20, false, 1),
+            (3610, true, 2),
+            (7211, true, 1),
+            (7212, true, 2),
+        ] {
+            configuration.in_sync.insert(node);
+            configuration.lost.remove(&node);
+            configuration.lose(node, at(second), by_itself);
+            assert_eq!(configuration.failures_of(node), count, "at {second}");
+            assert_eq!(configuration.lost[&node], at(second));
+            assert!(configuration.check());
+        }
+        configuration.give_up(node);
+        assert_eq!(configuration, Configuration::unplaced());
+    }
 }

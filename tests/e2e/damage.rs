@@ -121,6 +121,54 @@ fn a_replica_whose_disk_is_full_is_dropped_and_writing_goes_on() {
 }
 
 #[test]
+fn a_copy_whose_disk_stays_bad_is_replaced_on_another_node_and_watch_sees_it_through() {
+    let mut cluster = Cluster::prepare(4, |_| vec![]);
+    let small = cluster.nodes[1].directory.clone();
+    fs::create_dir_all(&small).unwrap();
+    run(
+        "mount",
+        &["-t", "tmpfs", "-o", "size=64m", "tmpfs", small.to_str().unwrap()],
+    )
+    .ok();
+    for node in &mut cluster.nodes {
+        node.start();
+    }
+    cluster.wait_for_live_nodes(4);
+    cluster.cli(&["node", "cordon", "n4"]).ok();
+    cluster.create("data", 2);
+    let mount = cluster.mount(0, "default/data");
+    bash(
+        &mount,
+        "dd if=/dev/urandom of=big bs=1M count=100 status=none && sync big",
+    )
+    .ok();
+    // Without a free node it is tried again and again, with growing pauses.
+    eventually("the copy has failed twice", || {
+        let text = cluster
+            .cli(&["events", "--volume", "data", "--node", "n2", "--format", "json"])
+            .ok();
+        let lost = text.matches("replicaLost").count();
+        (lost >= 2 && text.contains("disk full")).then_some(())
+    });
+    cluster.cli(&["node", "uncordon", "n4"]).ok();
+    let watched = cluster.cli(&["volume", "watch", "--timeout", "90s", "data"]).ok();
+    assert!(
+        watched.contains("n4  syncing") || watched.contains("n4  healthy"),
+        "{watched}"
+    );
+    assert!(watched.trim_end().ends_with("default/data  healthy"), "{watched}");
+    let mut replicas = cluster.replicas("data", "healthy");
+    replicas.sort();
+    assert_eq!(replicas, ["n3", "n4"]);
+    cluster.unmount(&mount);
+    cluster.verify_identical("data", 3);
+    cluster
+        .cli(&["volume", "watch", "--timeout", "1s", "nothing"])
+        .fails_with(3);
+    cluster.nodes[1].kill();
+}
+
+#[test]
 fn a_truncated_control_store_is_a_clear_error_that_names_it() {
     let mut cluster = Cluster::start(1);
     cluster.cli(&["volume", "create", "data"]).ok();

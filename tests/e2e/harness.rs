@@ -5,9 +5,12 @@
 
 use serde_json::Value;
 use std::fs::{self, File};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// How long a condition may take on a loaded machine before the test fails.
@@ -426,4 +429,79 @@ pub fn install_mount_helper() {
 #[track_caller]
 pub fn checksums(directory: &Path) -> String {
     bash(directory, "find . -type f -print0 | sort -z | xargs -0 -r sha256sum").ok()
+}
+
+/// A writer that appends numbered lines, fsyncs each, and counts those that were acknowledged.
+pub struct Writer {
+    stop: Arc<AtomicBool>,
+    acknowledged: Arc<AtomicU64>,
+    thread: JoinHandle<std::io::Result<()>>,
+}
+
+impl Writer {
+    /// Starts it on a file of a mount.
+    pub fn start(file: &Path) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let acknowledged = Arc::new(AtomicU64::new(0));
+        let (path, stop2, count) = (file.to_owned(), stop.clone(), acknowledged.clone());
+        let thread = std::thread::spawn(move || {
+            let mut file = File::options().create(true).append(true).open(path)?;
+            for line in 0_u64.. {
+                if stop2.load(Ordering::Relaxed) {
+                    break;
+                }
+                writeln!(file, "line {line:012}")?;
+                file.sync_all()?;
+                count.store(line + 1, Ordering::SeqCst);
+            }
+            Ok(())
+        });
+        Self {
+            stop,
+            acknowledged,
+            thread,
+        }
+    }
+
+    /// Lines that were acknowledged.
+    pub fn count(&self) -> u64 {
+        self.acknowledged.load(Ordering::SeqCst)
+    }
+
+    /// Whether it stopped by itself, because of an error.
+    pub fn has_ended(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    /// Waits until at least this many more lines were acknowledged.
+    #[track_caller]
+    pub fn goes_on(&self, lines: u64) {
+        let target = self.count() + lines;
+        eventually("the writer goes on", || {
+            assert!(!self.thread.is_finished(), "the writer ended");
+            (self.count() >= target).then_some(())
+        });
+    }
+
+    /// Stops the writer; what it ended with, and the number of acknowledged lines.
+    pub fn stop(self) -> (std::io::Result<()>, u64) {
+        self.stop.store(true, Ordering::Relaxed);
+        let result = self.thread.join().unwrap();
+        (result, self.acknowledged.load(Ordering::SeqCst))
+    }
+}
+
+/// Every acknowledged line is in the file, in order; at most a torn tail follows.
+#[track_caller]
+pub fn check_lines(file: &Path, acknowledged: u64) {
+    let text = fs::read(file).unwrap();
+    let text = String::from_utf8_lossy(&text);
+    let mut lines = text.split_inclusive('\n');
+    for expected in 0..acknowledged {
+        assert_eq!(
+            lines.next(),
+            Some(format!("line {expected:012}\n").as_str()),
+            "an acknowledged line is missing"
+        );
+    }
 }

@@ -1,80 +1,9 @@
 //! Daemons killed with SIGKILL while files are written: nothing that was acknowledged is lost, copies end identical.
 
-use crate::harness::{Cluster, bash, checksums, eventually};
-use std::fs::{self, File};
-use std::io::Write;
+use crate::harness::{Cluster, Writer, bash, check_lines, checksums, eventually};
+use std::fs;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-
-/// A writer that appends numbered lines, fsyncs each, and counts those that were acknowledged.
-pub struct Writer {
-    stop: Arc<AtomicBool>,
-    acknowledged: Arc<AtomicU64>,
-    thread: JoinHandle<std::io::Result<()>>,
-}
-
-impl Writer {
-    pub fn start(file: &Path) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let acknowledged = Arc::new(AtomicU64::new(0));
-        let (path, stop2, count) = (file.to_owned(), stop.clone(), acknowledged.clone());
-        let thread = std::thread::spawn(move || {
-            let mut file = File::options().create(true).append(true).open(path)?;
-            for line in 0_u64.. {
-                if stop2.load(Ordering::Relaxed) {
-                    break;
-                }
-                writeln!(file, "line {line:012}")?;
-                file.sync_all()?;
-                count.store(line + 1, Ordering::SeqCst);
-            }
-            Ok(())
-        });
-        Self {
-            stop,
-            acknowledged,
-            thread,
-        }
-    }
-
-    pub fn count(&self) -> u64 {
-        self.acknowledged.load(Ordering::SeqCst)
-    }
-
-    /// Waits until at least this many more lines were acknowledged.
-    pub fn goes_on(&self, lines: u64) {
-        let target = self.count() + lines;
-        eventually("the writer goes on", || {
-            assert!(!self.thread.is_finished(), "the writer ended");
-            (self.count() >= target).then_some(())
-        });
-    }
-
-    /// Stops the writer; what it ended with, and the number of acknowledged lines.
-    pub fn stop(self) -> (std::io::Result<()>, u64) {
-        self.stop.store(true, Ordering::Relaxed);
-        let result = self.thread.join().unwrap();
-        (result, self.acknowledged.load(Ordering::SeqCst))
-    }
-}
-
-/// Every acknowledged line is in the file, in order; at most a torn tail follows.
-#[track_caller]
-pub fn check_lines(file: &Path, acknowledged: u64) {
-    let text = fs::read(file).unwrap();
-    let text = String::from_utf8_lossy(&text);
-    let mut lines = text.split_inclusive('\n');
-    for expected in 0..acknowledged {
-        assert_eq!(
-            lines.next(),
-            Some(format!("line {expected:012}\n").as_str()),
-            "an acknowledged line is missing"
-        );
-    }
-}
 
 #[test]
 fn a_killed_replica_leaves_the_in_sync_set_and_writing_goes_on() {
@@ -154,7 +83,7 @@ fn twenty_random_kills_of_the_mounting_daemon_lose_nothing_that_was_synced() {
         // A random moment within a quarter of a second; not a wait for anything.
         seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         let until = Instant::now() + Duration::from_micros((seed >> 33) % 250_000);
-        while Instant::now() < until && !writer.thread.is_finished() {
+        while Instant::now() < until && !writer.has_ended() {
             std::thread::yield_now();
         }
         cluster.nodes[0].kill();

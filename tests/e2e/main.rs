@@ -9,6 +9,8 @@ mod applications;
 mod bad_input;
 mod basics;
 mod damage;
+mod events;
+mod failure_modes;
 mod harness;
 mod kills;
 mod nodes;

@@ -1,7 +1,6 @@
 //! What operators do with nodes while volumes are in use: empty them, stop them, take them out of the cluster.
 
-use crate::harness::{Cluster, eventually};
-use crate::kills::{Writer, check_lines};
+use crate::harness::{Cluster, Writer, check_lines, eventually};
 use serde_json::Value;
 
 /// The nodes that hold a copy in sync, the master's first.

@@ -4,7 +4,7 @@ use super::super::{store::Found, *};
 use crate::{
     block::{BLOCK_SIZE, BlockDevice, DeviceError, Write},
     rpc::{Identity, Kind, Server},
-    volume::{ClusterId, Configuration, FailureMode, FailureRule, NodeId, VolumeId},
+    volume::{ClusterId, Configuration, EventKind, FailureMode, FailureRule, NodeId, VolumeId},
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -50,6 +50,16 @@ impl ConfigStore for MemoryConfig {
         assert_eq!(new.epoch, expected + 1);
         state.configuration = new;
         Ok(())
+    }
+}
+
+/// Remembers the events of masters.
+#[derive(Default)]
+pub(super) struct Seen(pub(super) Mutex<Vec<(EventKind, Option<NodeId>, String)>>);
+
+impl Observer for Seen {
+    fn happened(&self, _: VolumeId, kind: EventKind, node: Option<NodeId>, detail: &str) {
+        self.0.lock().push((kind, node, detail.to_owned()));
     }
 }
 
@@ -183,6 +193,7 @@ pub(super) struct Cluster {
     pub(super) volume: VolumeId,
     pub(super) config: Arc<MemoryConfig>,
     pub(super) addresses: Arc<Addresses>,
+    pub(super) seen: Arc<Seen>,
     pub(super) nodes: Vec<Node>,
     pub(super) options: Options,
     directory: tempfile::TempDir,
@@ -197,6 +208,7 @@ fn options() -> Options {
         activation_deadline: Duration::from_secs(10),
         sync_yield: Duration::from_millis(5),
         sync_retry: Duration::from_millis(50),
+        sync_stall: LONG,
     }
 }
 
@@ -240,6 +252,7 @@ impl Cluster {
                     syncing: BTreeSet::new(),
                     lost: Default::default(),
                     established: replicas,
+                    failures: Default::default(),
                 },
                 rule: FailureRule {
                     mode,
@@ -257,6 +270,7 @@ impl Cluster {
             volume: VolumeId::random(),
             config,
             addresses,
+            seen: Arc::default(),
             nodes,
             options: options(),
             directory,
@@ -266,6 +280,7 @@ impl Cluster {
 
     pub(super) fn environment(&self) -> Environment {
         Environment {
+            observer: self.seen.clone(),
             config: Arc::clone(&self.config) as Arc<dyn ConfigStore>,
             peers: Arc::clone(&self.addresses) as Arc<dyn Peers>,
             runtime: self.runtime.handle().clone(),
@@ -293,6 +308,12 @@ impl Cluster {
 
     pub(super) fn configuration(&self) -> Configuration {
         self.state().configuration
+    }
+
+    /// Whether a master told of such an event.
+    pub(super) fn was_told(&self, kind: EventKind, node: Option<usize>) -> bool {
+        let node = node.map(|node| self.nodes[node].id);
+        self.seen.0.lock().iter().any(|(k, n, _)| (*k, *n) == (kind, node))
     }
 
     pub(super) fn is_in_sync(&self, node: usize) -> bool {

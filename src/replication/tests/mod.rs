@@ -6,7 +6,7 @@ mod faults;
 use super::{store::ZERO_SUM, *};
 use crate::{
     block::{BLOCK_SIZE, BlockDevice, DeviceError, EXTENT_BLOCKS, Write, sums_of},
-    volume::FailureMode,
+    volume::{EventKind, FailureMode},
 };
 use cluster::{BLOCKS, Cluster, LONG, eventually, filled, get, put};
 use rand::{Rng, SeedableRng, rngs::StdRng};
@@ -100,10 +100,19 @@ fn a_hard_volume_suspends_writes_then_is_read_only_and_returns_by_itself() {
     assert_eq!(get(&*master, 1), 1);
     // Suspended for its time already: the next call fails at once.
     assert!(matches!(put(&*master, 2, 2, 1), Err(DeviceError::ReadOnly(_))));
+    assert!(cluster.was_told(EventKind::ReplicaLost, Some(1)));
+    assert!(cluster.was_told(EventKind::VolumeSuspended, None));
+    eventually("read-only is told", || {
+        cluster.was_told(EventKind::VolumeReadOnly, None)
+    });
+    assert_eq!(master.status().waits, None);
     cluster.restart(1);
     cluster.sync(&master, 1);
     eventually("the replica is in sync", || cluster.joined(&master, 1));
     eventually("writes go on", || put(&*master, 3, 3, 1).is_ok());
+    assert!(cluster.was_told(EventKind::ReplicaSyncing, Some(1)));
+    assert!(cluster.was_told(EventKind::ReplicaInSync, Some(1)));
+    assert!(cluster.was_told(EventKind::VolumeWritable, None));
     assert_eq!(cluster.block_of(1, 3), vec![3; BLOCK_SIZE]);
     cluster.assert_identical(&master);
 }
@@ -415,6 +424,58 @@ fn a_full_disk_under_a_replica_makes_it_leave() {
 }
 
 #[test]
+fn a_sync_whose_copy_fails_is_given_back_and_counted_and_works_once_the_disk_does() {
+    let cluster = Cluster::new(2, 0, FailureMode::AlwaysOn);
+    let id = cluster.nodes[1].id;
+    let master = cluster.activate(0);
+    let full = |full| cluster.nodes[1].faults.full.store(full, Ordering::SeqCst);
+    full(true);
+    put(&*master, 1, 1, 1).unwrap();
+    assert_eq!(cluster.configuration().failures_of(id), 1);
+    for count in 2..4 {
+        cluster.sync(&master, 1);
+        eventually("the copy is lost again", || {
+            let now = cluster.configuration();
+            now.failures_of(id) == count && now.lost.contains_key(&id)
+        });
+        eventually("its sync has ended", || master.status().syncs.is_empty());
+    }
+    full(false);
+    cluster.sync(&master, 1);
+    eventually("in sync", || cluster.joined(&master, 1));
+    assert_eq!(cluster.configuration().failures_of(id), 3, "remembered for a while");
+    assert_eq!(cluster.block_of(1, 1), vec![1; BLOCK_SIZE]);
+    cluster.assert_identical(&master);
+}
+
+#[test]
+fn a_sync_that_makes_no_progress_is_told_interrupted_and_started_again() {
+    let mut cluster = Cluster::new(2, 0, FailureMode::AlwaysOn);
+    cluster.options.sync_stall = Duration::from_millis(200);
+    let master = cluster.activate(0);
+    put(&*master, 1, 1, 1).unwrap();
+    cluster.kill(1);
+    put(&*master, 1, 2, 1).unwrap();
+    cluster.restart(1);
+    let stalled = Arc::clone(&cluster.nodes[1].faults.stalled);
+    stalled.store(true, Ordering::SeqCst);
+    cluster.sync(&master, 1);
+    eventually("the standstill is told", || {
+        cluster.was_told(EventKind::SyncStuck, Some(1))
+    });
+    let told = cluster.seen.0.lock().clone();
+    assert!(
+        told.iter()
+            .any(|(_, _, why)| why.contains("while comparing and sending")),
+        "{told:?}"
+    );
+    stalled.store(false, Ordering::SeqCst);
+    eventually("in sync", || cluster.joined(&master, 1));
+    assert_eq!(cluster.block_of(1, 1), vec![2; BLOCK_SIZE]);
+    cluster.assert_identical(&master);
+}
+
+#[test]
 fn a_full_disk_under_the_master_hands_the_volume_over() {
     let cluster = Cluster::new(2, 0, FailureMode::AlwaysOn);
     let master = cluster.activate(0);
@@ -453,6 +514,9 @@ fn without_a_control_plane_io_goes_on_and_a_loss_waits_for_it() {
         !writer.is_finished(),
         "acknowledged although the copy is still in the set"
     );
+    eventually("the master says what it waits for", || {
+        master.status().waiting.is_some_and(|why| why.contains("control plane"))
+    });
     cluster.config.down.store(false, Ordering::SeqCst);
     writer.join().unwrap().unwrap();
     assert!(!cluster.is_in_sync(1));
