@@ -42,7 +42,7 @@ pub struct ClusterHealth {
     pub healthy: bool,
     /// Name of the control plane's leader; `None`: there is none now.
     pub leader: Option<String>,
-    /// Names of the control plane's voters.
+    /// Names of the control plane's voters; with etcd, its endpoints.
     pub voters: Vec<String>,
     /// Every node.
     pub nodes: Vec<NodeHealth>,
@@ -62,7 +62,7 @@ pub struct NodeHealth {
     pub address: String,
     /// `healthy` or `offline`.
     pub health: String,
-    /// `leader`, `voter` or `learner`.
+    /// `leader`, `voter` or `learner`; with etcd, `leader` or `member`.
     pub role: String,
 }
 
@@ -74,7 +74,7 @@ pub struct ClusterInfo {
     pub id: ClusterId,
     /// Name of the control plane's leader.
     pub leader: Option<String>,
-    /// Names of its voters.
+    /// Names of its voters; with etcd, its endpoints.
     pub voters: Vec<String>,
     /// Number of nodes.
     pub nodes: usize,

@@ -1,6 +1,8 @@
 //! The words and flags, as clap reads them. Help texts are written to be read as a manual.
 
 use super::output::Format;
+use crate::cluster::{EtcdConfig, RaftSettings};
+use crate::node::ControlConfig;
 use clap::{Args, Parser, Subcommand};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -131,8 +133,8 @@ pub(super) enum ClusterVerb {
     /// Join this node to the cluster of the member at ADDR:PORT
     #[command(after_help = "Example:\n  storageos -H /var/lib/storageos/storageos.sock cluster join 10.0.0.1:5703")]
     Join {
-        /// Where any member's daemon listens (its --listen); several may be given
-        #[arg(value_name = "ADDR:PORT", required = true)]
+        /// Where any member's daemon listens (its --listen); several may be given. With etcd, none is needed
+        #[arg(value_name = "ADDR:PORT")]
         addresses: Vec<String>,
     },
     /// Say whether the control plane, the nodes and the volumes are well; exit code 0 if so, 1 if not
@@ -235,7 +237,23 @@ Logs go to stderr; RUST_LOG chooses what (default info), as RUST_LOG=storageos::
 Examples:
   storageos node run --data-dir /var/lib/storageos --listen 10.0.0.1:5703 --name n1 --init
   storageos node run --data-dir /var/lib/storageos --listen 10.0.0.3:5703 --name n3 --join 10.0.0.1:5703,10.0.0.2:5703 \\
-      --label storageos.com/deployment=computeonly";
+      --label storageos.com/deployment=computeonly
+  storageos node run --data-dir /var/lib/storageos --listen 10.0.0.1:5703 --name n1 --init \\
+      --control etcd://10.0.1.1:2379,10.0.1.2:2379,10.0.1.3:2379";
+
+/// The value of `--control`.
+fn control_store(text: &str) -> Result<ControlConfig, String> {
+    if text == "embedded" {
+        return Ok(ControlConfig::Embedded(RaftSettings::default()));
+    }
+    if !text.starts_with("etcd") {
+        return Err("it is embedded, or etcd://HOST:PORT[,HOST:PORT…][/PREFIX]".to_owned());
+    }
+    let config: EtcdConfig = text
+        .parse()
+        .map_err(|e: crate::cluster::EtcdAddressError| e.to_string())?;
+    Ok(ControlConfig::Etcd(config))
+}
 
 #[derive(Debug, Args)]
 pub(super) struct RunOptions {
@@ -258,15 +276,17 @@ pub(super) struct RunOptions {
     /// if free]
     #[arg(long, value_name = "PATH")]
     pub(super) socket: Option<PathBuf>,
-    /// Where the cluster's state is kept: embedded (Raft among the nodes)
-    #[arg(long, value_name = "STORE", default_value = "embedded", value_parser = ["embedded"])]
-    pub(super) control: String,
+    /// Where the cluster's state is kept: embedded (Raft among the nodes), or etcd://HOST:PORT[,HOST:PORT…][/PREFIX] (etcd 3.4 or newer),
+    /// the same on every node
+    #[arg(long, value_name = "STORE", default_value = "embedded", value_parser = control_store)]
+    pub(super) control: ControlConfig,
     /// Make a new cluster if this node is in none
     #[arg(long, conflicts_with = "join")]
     pub(super) init: bool,
-    /// Join the cluster of one of these members if this node is in none; tried until one answers
-    #[arg(long, value_name = "ADDR:PORT,…", value_delimiter = ',')]
-    pub(super) join: Vec<String>,
+    /// Join the cluster of one of these members if this node is in none; tried until one answers. With etcd: the cluster that it
+    /// holds, no address needed
+    #[arg(long, value_name = "ADDR:PORT,…", value_delimiter = ',', num_args = 0..=1)]
+    pub(super) join: Option<Vec<String>>,
     /// text or json
     #[arg(long, value_name = "FORMAT", default_value = "text", value_parser = ["text", "json"])]
     pub(super) log_format: String,

@@ -71,10 +71,15 @@ fn config(options: RunOptions) -> Result<NodeConfig, ApiError> {
     }
     let start = if options.init {
         Start::Init
-    } else if options.join.is_empty() {
-        Start::Wait
     } else {
-        Start::Join(options.join)
+        match options.join {
+            Some(addresses) if addresses.is_empty() && !matches!(options.control, ControlConfig::Etcd(_)) => {
+                return Err(ApiError::new(Code::Usage, "--join needs the address of a member")
+                    .hint("as --join 10.0.0.1:5703; only with --control etcd://… none is needed"));
+            }
+            Some(addresses) => Start::Join(addresses),
+            None => Start::Wait,
+        }
     };
     Ok(NodeConfig {
         data_dir: options.data_dir,
@@ -83,7 +88,7 @@ fn config(options: RunOptions) -> Result<NodeConfig, ApiError> {
         name: options.name,
         labels: labels(&options.label)?,
         sockets,
-        control: ControlConfig::default(),
+        control: options.control,
         start,
         lease: DEFAULT_LEASE,
         replication: Options::default(),

@@ -68,6 +68,8 @@ fn documented_command_lines_are_understood() {
         "storageos node update --label-add iaas/failure-domain=a --label-rm b n1",
         "storageos c health --format summary",
         "storageos cluster join 10.0.0.1:5703",
+        "storageos cluster join",
+        "storageos node run --data-dir /d --listen 127.0.0.1:1 --control etcd://a:1,b:2/x --join",
         "storageos debug dump /tmp/x",
         "storageos -H unix:///tmp/s -D node ls",
         "storageos node run --data-dir /d --listen [::1]:5703 --name n --label a=b --socket none --control embedded --log-format json --init",
@@ -78,7 +80,7 @@ fn documented_command_lines_are_understood() {
         panic!()
     };
     let NodeVerb::Run(options) = command.verb else { panic!() };
-    assert_eq!(options.join, ["a:1", "b:2"]);
+    assert_eq!(options.join, Some(vec!["a:1".to_owned(), "b:2".to_owned()]));
     let Noun::Cluster(command) = parse("storageos cluster health").noun else {
         panic!()
     };
@@ -99,7 +101,8 @@ fn wrong_words_are_refused() {
         "storageos volume ls --format {{.Name",
         "storageos node run --data-dir /d --listen nowhere",
         "storageos node run --data-dir /d --listen 127.0.0.1:1 --init --join a:1",
-        "storageos cluster join",
+        "storageos node run --data-dir /d --listen 127.0.0.1:1 --control zookeeper://a:1",
+        "storageos node run --data-dir /d --listen 127.0.0.1:1 --control etcds://a:1",
     ] {
         assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
     }

@@ -28,7 +28,7 @@ impl From<CatalogError> for ApiError {
             ),
             CatalogError::Invalid(_) => Self::invalid(message),
             CatalogError::Unavailable(_) => Self::unavailable(message)
-                .hint("a majority of the control plane's voters must answer; see: storageos cluster health"),
+                .hint("a majority of the control plane's voters, or etcd, must answer; see: storageos cluster health"),
         }
     }
 }

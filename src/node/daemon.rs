@@ -137,6 +137,11 @@ impl Joined {
     pub(super) fn status(&self) -> PlaneStatus {
         self.plane.status()
     }
+
+    /// What is wrong with the control plane.
+    pub(super) async fn plane_problems(&self) -> Vec<String> {
+        self.plane.problems().await
+    }
 }
 
 impl Shared {
@@ -233,6 +238,7 @@ impl Shared {
     fn become_member(&self, id: ClusterId) {
         let catalog = Catalog::new(self.plane.store());
         let view = catalog.watch(self.stop.clone());
+        self.plane.take_part(view.clone());
         let control = Control::new(catalog.clone(), view.clone());
         self.journal.set_control(control.clone());
         let environment = Environment {

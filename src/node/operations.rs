@@ -3,6 +3,7 @@
 use super::control::name;
 use super::daemon::{Joined, Shared};
 use super::inspect::{self, Told};
+use super::plane::PlaneStatus;
 use crate::api::types::*;
 use crate::api::{ApiError, Code, Operations};
 use crate::cluster::{NewVolume, View, VolumeChange};
@@ -28,6 +29,14 @@ fn find_node(view: &View, node: &str) -> Result<Arc<Node>, ApiError> {
     view.node(node)
         .cloned()
         .ok_or_else(|| ApiError::not_found("node", node))
+}
+
+/// Names of the nodes that vote; with etcd, its endpoints.
+fn voters(status: &PlaneStatus, view: &View) -> Vec<String> {
+    match &status.etcd {
+        Some(endpoints) => endpoints.iter().map(|endpoint| format!("etcd {endpoint}")).collect(),
+        None => status.voters.iter().map(|node| view.node_name(*node)).collect(),
+    }
 }
 
 impl Joined {
@@ -135,10 +144,7 @@ impl Operations for Shared {
         let status = joined.status();
         let leader = status.leader.map(|node| view.node_name(node));
         let (volumes, volume_problems) = inspect::volumes_health(&view);
-        let mut problems = Vec::new();
-        if leader.is_none() {
-            problems.push("the control plane has no leader: a majority of its voters does not answer".to_owned());
-        }
+        let mut problems = joined.plane_problems().await;
         let nodes: Vec<NodeHealth> = view
             .nodes
             .values()
@@ -150,6 +156,8 @@ impl Operations for Shared {
                     "leader"
                 } else if status.voters.contains(&node.id) {
                     "voter"
+                } else if status.etcd.is_some() {
+                    "member"
                 } else {
                     "learner"
                 }
@@ -167,7 +175,7 @@ impl Operations for Shared {
             id: joined.cluster,
             healthy: problems.is_empty(),
             leader,
-            voters: status.voters.iter().map(|node| view.node_name(*node)).collect(),
+            voters: voters(&status, &view),
             nodes,
             volumes,
             problems,
@@ -181,7 +189,7 @@ impl Operations for Shared {
         Ok(ClusterInfo {
             id: joined.cluster,
             leader: status.leader.map(|node| view.node_name(node)),
-            voters: status.voters.iter().map(|node| view.node_name(*node)).collect(),
+            voters: voters(&status, &view),
             nodes: view.nodes.len(),
             volumes: view.volumes.len(),
             namespaces: view.namespaces.len(),

@@ -11,6 +11,7 @@ mod basics;
 mod damage;
 mod events;
 mod failure_modes;
+mod etcd;
 mod harness;
 mod kills;
 mod nodes;

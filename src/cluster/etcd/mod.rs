@@ -33,7 +33,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
@@ -68,8 +68,8 @@ struct Inner {
     watching: Mutex<Option<Watching>>,
     leader: watch::Sender<bool>,
     holder: Mutex<Option<leader::Holder>>,
-    /// It was said in the log that etcd does not hold this cluster.
-    told: AtomicBool,
+    /// Why etcd is not the one that holds this node's cluster, once found.
+    lost: Mutex<Option<String>>,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -94,7 +94,7 @@ impl EtcdStore {
                 watching: Mutex::default(),
                 leader: watch::Sender::new(false),
                 holder: Mutex::default(),
-                told: AtomicBool::new(false),
+                lost: Mutex::default(),
                 stop: CancellationToken::new(),
                 tasks: TaskTracker::new(),
             }),
@@ -130,6 +130,12 @@ impl EtcdStore {
             .iter()
             .map(|endpoint| async move { (endpoint.clone(), gateway.health(endpoint).await) });
         futures::future::join_all(asked).await
+    }
+
+    /// Why etcd does not hold this node's cluster, if it was found not to.
+    #[must_use]
+    pub fn lost(&self) -> Option<String> {
+        self.inner.lost.lock().clone()
     }
 
     /// Stops taking part: gives the leadership back if this node has it.
@@ -219,7 +225,7 @@ impl Inner {
                 None => return Err(self.lost("the cluster's record is not there")),
             }
         }
-        if self.told.swap(false, Ordering::AcqRel) {
+        if self.lost.lock().take().is_some() {
             tracing::info!(etcd = %self.config, "etcd holds this node's cluster again");
         }
         Ok(Ok(Done {
@@ -240,7 +246,7 @@ impl Inner {
              set back: see \"When etcd lost its data\" in docs/operations.md. Nothing is read from it or changed in it",
             self.config
         );
-        if !self.told.swap(true, Ordering::AcqRel) {
+        if self.lost.lock().replace(text.clone()).is_none() {
             tracing::error!("{text}");
         }
         ControlError::Damaged(text)

@@ -1,0 +1,244 @@
+//! Clusters whose records are in etcd: a real one, of Debian's package `etcd-server`, started and killed by each test.
+
+use crate::harness::{Cluster, DEADLINE, Writer, check_lines, eventually, run};
+use serde_json::Value;
+use std::fs::{self, File};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// One etcd, killed when dropped.
+struct Etcd {
+    client: String,
+    peer: String,
+    directory: PathBuf,
+    child: Option<Child>,
+}
+
+impl Etcd {
+    /// Starts an etcd on free ports.
+    fn start() -> Self {
+        let pid = std::process::id();
+        // Beside the addresses of the tests' daemons.
+        let host = format!("127.{}.{}.250", 16 + (pid >> 8) % 200, pid & 0xff);
+        let free = || TcpListener::bind((host.as_str(), 0)).unwrap();
+        let (client, peer) = (free(), free());
+        let mut etcd = Self {
+            client: client.local_addr().unwrap().to_string(),
+            peer: peer.local_addr().unwrap().to_string(),
+            directory: PathBuf::from(format!("/var/tmp/st-etcd-{pid}")),
+            child: None,
+        };
+        drop((client, peer));
+        fs::create_dir_all(&etcd.directory).unwrap();
+        etcd.run();
+        etcd
+    }
+
+    fn run(&mut self) {
+        let (client, peer) = (format!("http://{}", self.client), format!("http://{}", self.peer));
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.directory.join("log"))
+            .unwrap();
+        let child = Command::new("etcd")
+            .arg("--data-dir")
+            .arg(self.directory.join("data"))
+            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
+            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+            .args(["--name", "t", "--initial-cluster", &format!("t={peer}")])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("these tests need etcd (Debian: apt-get install etcd-server)");
+        self.child = Some(child);
+        // Whether it serves, the daemons find out by themselves.
+        eventually("etcd listens", || std::net::TcpStream::connect(&self.client).ok());
+    }
+
+    fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    fn arguments(&self) -> Vec<String> {
+        vec!["--control".into(), format!("etcd://{}/tests/one", self.client)]
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        self.kill();
+        let _ = fs::remove_dir_all(&self.directory);
+    }
+}
+
+fn health(cluster: &Cluster) -> Value {
+    let said = cluster.cli(&["cluster", "health", "--format", "json"]);
+    serde_json::from_str(&said.out).unwrap_or_default()
+}
+
+fn becomes_healthy(cluster: &Cluster) {
+    eventually("the cluster is healthy", || {
+        (health(cluster)["healthy"] == true).then_some(())
+    });
+}
+
+fn can_create(cluster: &Cluster, volume: &str) {
+    eventually("a volume can be created", || {
+        (cluster.cli(&["volume", "create", volume]).code == 0).then_some(())
+    });
+}
+
+/// The node that holds no copy of a volume of three nodes.
+fn without_copy(cluster: &Cluster, volume: &str) -> usize {
+    let mut holders = cluster.replicas(volume, "healthy");
+    holders.push(cluster.master(volume));
+    let node = cluster.nodes.iter().position(|n| !holders.contains(&n.name));
+    node.expect("one node has no copy")
+}
+
+#[test]
+fn files_are_written_while_etcd_is_away_and_a_killed_master_is_replaced_when_it_is_there() {
+    let mut etcd = Etcd::start();
+    let mut cluster = Cluster::start_with(3, |_| etcd.arguments());
+    becomes_healthy(&cluster);
+    let said = health(&cluster);
+    assert_eq!(said["voters"], serde_json::json!([format!("etcd {}", etcd.client)]));
+    let roles: Vec<&str> = said["nodes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|n| n["role"].as_str().unwrap())
+        .collect();
+    assert_eq!(roles.iter().filter(|r| **r == "leader").count(), 1, "{said}");
+    assert_eq!(roles.iter().filter(|r| **r == "member").count(), 2, "{said}");
+
+    cluster.create("data", 1);
+    let node = without_copy(&cluster, "data");
+    let mount = cluster.mount(node, "default/data");
+    let writer = Writer::start(&mount.join("lines"));
+    writer.goes_on(20);
+
+    etcd.kill();
+    writer.goes_on(100);
+    let asked = Instant::now();
+    let refused = cluster.cli(&["volume", "create", "more"]).fails_with(6);
+    assert!(refused.contains("etcd") && refused.contains(&etcd.client), "{refused}");
+    assert!(asked.elapsed() < DEADLINE / 2, "{:?}", asked.elapsed());
+    eventually("health says that etcd is away", || {
+        let said = health(&cluster);
+        let problems = said["problems"].to_string();
+        (said["healthy"] == false && said["leader"].is_null() && problems.contains(&etcd.client)).then_some(())
+    });
+    assert_eq!(cluster.cli(&["volume", "ls", "-q"]).ok().trim(), "data");
+    writer.goes_on(100);
+    etcd.run();
+    can_create(&cluster, "more");
+    becomes_healthy(&cluster);
+    writer.goes_on(20);
+
+    let master = cluster.index(&cluster.master("data"));
+    cluster.nodes[master].kill();
+    writer.goes_on(20);
+    assert_ne!(cluster.index(&cluster.master("data")), master);
+    let (result, acknowledged) = writer.stop();
+    result.unwrap();
+    check_lines(&mount.join("lines"), acknowledged);
+    cluster.nodes[master].start();
+    becomes_healthy(&cluster);
+    cluster.unmount(&mount);
+    cluster.verify_identical("data", 2);
+}
+
+#[test]
+fn any_daemon_may_die_and_another_one_leads() {
+    let etcd = Etcd::start();
+    let mut cluster = Cluster::start_with(3, |_| etcd.arguments());
+    for round in 0..3 {
+        becomes_healthy(&cluster);
+        let leader = health(&cluster)["leader"].as_str().unwrap().to_owned();
+        let index = cluster.index(&leader);
+        let killed = Instant::now();
+        cluster.nodes[index].kill();
+        eventually("another node leads", || {
+            let said = health(&cluster);
+            let other = said["leader"].as_str()?;
+            (other != leader).then_some(())
+        });
+        assert!(killed.elapsed() < Duration::from_secs(60));
+        can_create(&cluster, &format!("v{round}"));
+        // The same line that started it first: --init, or --join with an address that etcd needs not.
+        cluster.nodes[index].start();
+    }
+    becomes_healthy(&cluster);
+}
+
+#[test]
+fn an_etcd_that_lost_its_data_is_named_and_never_written() {
+    let mut etcd = Etcd::start();
+    let mut cluster = Cluster::start_with(1, |_| etcd.arguments());
+    cluster.create("data", 0);
+    let mount = cluster.mount(0, "default/data");
+    let writer = Writer::start(&mount.join("lines"));
+    writer.goes_on(5);
+    etcd.kill();
+    fs::remove_dir_all(etcd.directory.join("data")).unwrap();
+    etcd.run();
+    let refused = eventually("the loss is noticed", || {
+        let said = cluster.cli(&["volume", "create", "more"]);
+        (said.code == 6 && said.err.contains("does not hold cluster")).then_some(said.err)
+    });
+    assert!(refused.contains("docs/operations.md"), "{refused}");
+    eventually("health says it", || {
+        let problems = health(&cluster)["problems"].to_string();
+        problems.contains("does not hold cluster").then_some(())
+    });
+    // What is mounted goes on: its one copy is its master.
+    writer.goes_on(20);
+    let (result, acknowledged) = writer.stop();
+    result.unwrap();
+    check_lines(&mount.join("lines"), acknowledged);
+    // A daemon that starts now says it, too, and a fresh one finds no cluster to join.
+    cluster.nodes[0].kill();
+    let _ = run("umount", &["-l", "-i", mount.to_str().unwrap()]);
+    cluster.nodes[0].spawn();
+    eventually("the restarted daemon says it", || {
+        let log = fs::read_to_string(cluster.nodes[0].directory.join("log")).unwrap_or_default();
+        let last = log.rsplit("node=n1").next().unwrap_or_default().to_owned();
+        (log.matches("the cluster's record is not there").count() > 0 && !last.is_empty()).then_some(())
+    });
+}
+
+#[test]
+fn a_second_cluster_in_the_same_place_is_refused() {
+    let etcd = Etcd::start();
+    let cluster = Cluster::start_with(1, |_| etcd.arguments());
+    becomes_healthy(&cluster);
+    let start = |name: &str, arguments: &[&str]| {
+        let directory = cluster.directory.join(name);
+        let mut all = vec!["node", "run", "--data-dir", directory.to_str().unwrap(), "--name", name];
+        all.extend(["--listen", "127.0.0.1:0", "--socket", "none"]);
+        all.extend(arguments);
+        run(crate::harness::STORAGEOS, &all)
+    };
+    let control = etcd.arguments();
+    let said = start("other", &["--init", &control[0], &control[1]]);
+    let error = said.fails_with(4);
+    assert!(error.contains("holds cluster"), "{error}");
+    for (wrong, says) in [
+        ("etcds://127.0.0.1:1", "TLS"),
+        ("etcd://u:p@127.0.0.1:1", "password"),
+        ("etcd://127.0.0.1", "HOST:PORT"),
+        ("consul://127.0.0.1:1", "embedded"),
+    ] {
+        let error = start("wrong", &["--control", wrong]).fails_with(2);
+        assert!(error.contains(says), "{error}");
+    }
+    assert!(!Path::new(&cluster.directory.join("wrong")).exists());
+}
