@@ -2,6 +2,7 @@
 
 use super::ApiError;
 use super::types::*;
+use crate::cluster::Export;
 use async_trait::async_trait;
 
 /// Every operation of the API. Names are given as the user typed them; the implementation checks them.
@@ -13,6 +14,7 @@ pub trait Operations: Send + Sync + 'static {
     async fn cluster_init(&self) -> Result<Membership, ApiError>;
     async fn cluster_join(&self, request: JoinRequest) -> Result<Membership, ApiError>;
     async fn cluster_health(&self) -> Result<ClusterHealth, ApiError>;
+    async fn cluster_export(&self) -> Result<Export, ApiError>;
     async fn cluster_inspect(&self) -> Result<ClusterInfo, ApiError>;
 
     async fn nodes(&self) -> Result<Vec<NodeInfo>, ApiError>;

@@ -47,6 +47,7 @@ fn router(operations: Arc<dyn Operations>) -> Router {
     Router::new()
         .route("/v1", get(about))
         .route("/v1/cluster", get(cluster_inspect))
+        .route("/v1/cluster/export", get(cluster_export))
         .route("/v1/cluster/init", post(cluster_init))
         .route("/v1/cluster/join", post(cluster_join))
         .route("/v1/cluster/health", get(cluster_health))
@@ -134,6 +135,10 @@ async fn cluster_init(State(node): Node, Body(bytes): Body) -> Answer {
 
 async fn cluster_join(State(node): Node, Body(bytes): Body) -> Answer {
     ok(&node.cluster_join(body(&bytes)?).await?)
+}
+
+async fn cluster_export(State(node): Node) -> Answer {
+    ok(&node.cluster_export().await?)
 }
 
 async fn cluster_health(State(node): Node) -> Answer {

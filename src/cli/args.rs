@@ -145,7 +145,30 @@ pub(super) enum ClusterVerb {
     },
     /// Print the cluster as JSON
     Inspect,
+    /// Print all records, to move them to another control store; no volume may be mounted
+    #[command(after_help = "Example:\n  storageos cluster export > records.json")]
+    Export,
+    /// Put exported records into another control store, while no daemon runs
+    #[command(after_help = IMPORT_HELP)]
+    Import {
+        /// Where to: embedded or etcd://HOST:PORT[,HOST:PORT…][/PREFIX]
+        #[arg(long, value_name = "STORE", value_parser = control_store)]
+        control: ControlConfig,
+        /// With embedded: the data directory of the node that begins
+        #[arg(long, value_name = "DIR")]
+        data_dir: Option<PathBuf>,
+        /// What storageos cluster export printed
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
 }
+
+const IMPORT_HELP: &str = "\
+The whole procedure is in docs/operations.md, \"From one control store to another\".
+
+Examples:
+  storageos cluster import --control etcd://10.0.1.1:2379 records.json
+  storageos cluster import --control embedded --data-dir /var/lib/storageos records.json";
 
 #[derive(Debug, Args)]
 pub(super) struct NodeCommand {

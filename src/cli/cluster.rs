@@ -4,6 +4,8 @@ use super::args::{ClusterVerb, HealthFormat};
 use super::{output, print};
 use crate::api::types::{ClusterHealth, ClusterInfo, InitRequest, JoinRequest, Membership};
 use crate::api::{ApiError, Client, Code};
+use crate::cluster::Export;
+use crate::node::{self, ImportError};
 use std::process::ExitCode;
 
 pub(super) async fn run(client: &Client, verb: ClusterVerb) -> Result<ExitCode, ApiError> {
@@ -27,12 +29,42 @@ pub(super) async fn run(client: &Client, verb: ClusterVerb) -> Result<ExitCode, 
                 return Ok(ExitCode::from(Code::Failed.exit_code()));
             }
         }
+        ClusterVerb::Export => {
+            let export: Export = client.get("/v1/cluster/export").await?;
+            print(&output::json(&export)?)?;
+        }
+        ClusterVerb::Import {
+            control,
+            data_dir,
+            file,
+        } => {
+            let failed =
+                |code, error: &dyn std::fmt::Display| ApiError::new(code, format!("{}: {error}", file.display()));
+            let text = std::fs::read(&file).map_err(|e| failed(Code::Failed, &e))?;
+            let export = Export::parse(&text).map_err(|e| failed(Code::Invalid, &e))?;
+            node::import(&control, data_dir.as_deref(), &export)
+                .await
+                .map_err(refused)?;
+            print(&format!("{}\n", export.cluster))?;
+        }
         ClusterVerb::Inspect => {
             let cluster: ClusterInfo = client.get("/v1/cluster").await?;
             print(&output::json(&[cluster])?)?;
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What a refused import is to whoever asked for it.
+fn refused(error: ImportError) -> ApiError {
+    let code = match error {
+        ImportError::Catalog(error) => return error.into(),
+        ImportError::NoDataDir => Code::Usage,
+        ImportError::DataDir(_) | ImportError::OtherCluster { .. } | ImportError::Used(_) => Code::Conflict,
+        ImportError::UnknownNode(_) => Code::Invalid,
+        ImportError::Store(_) => Code::Unavailable,
+    };
+    ApiError::new(code, error.to_string())
 }
 
 /// One line.

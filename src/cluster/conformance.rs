@@ -162,7 +162,9 @@ async fn a_large_range_is_whole(stores: Handles<'_>, prefix: &str) {
         assert_eq!(rows.into_iter().map(|row| row.key).collect::<Vec<_>>(), keys);
     }
     let delete = |key: &String| Change::Delete { key: key.clone() };
-    transact(&stores[0], &[], keys.iter().map(delete).collect()).await;
+    for keys in keys.chunks(16) {
+        transact(&stores[0], &[], keys.iter().map(delete).collect()).await;
+    }
 }
 
 /// Reads changes after `after` until `done`.

@@ -1,7 +1,7 @@
 //! The control store: a small, linearizable key-value store with compare-and-swap, watches, leases and a leader.
 //!
 //! The shape is etcd's, so that etcd can be an implementation. Keys and values are text, values are JSON. Every committed transaction
-//! raises the store's revision; a row remembers the revision of its last change.
+//! that changes something raises the store's revision; a row remembers the revision of its last change.
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -54,7 +54,7 @@ pub enum Change {
     },
 }
 
-/// All comparisons hold and all changes happen, or nothing happens.
+/// All comparisons hold and all changes happen, or nothing happens. Has at most 100 of either: etcd takes no more.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Transaction {
     /// What must hold.

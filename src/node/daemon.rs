@@ -439,6 +439,9 @@ impl Daemon {
         let shared = &self.shared;
         if let Some(cluster) = shared.identity.cluster() {
             shared.become_member(cluster);
+            if let (Start::Join(addresses), false) = (&shared.config.start, shared.plane.is_member()) {
+                self.join_control_plane(cluster, addresses);
+            }
             return Ok(());
         }
         match &shared.config.start {
@@ -473,6 +476,26 @@ impl Daemon {
             }
         }
         Ok(())
+    }
+
+    /// A node of the cluster whose part of the control plane is gone (its records moved to another store and back) gets a new one.
+    fn join_control_plane(&self, cluster: ClusterId, addresses: &[String]) {
+        let (shared, addresses) = (self.shared.clone(), addresses.to_owned());
+        self.api_tasks.spawn(async move {
+            let joining = async {
+                loop {
+                    match shared.plane.join(&addresses).await {
+                        Ok(_) => return tracing::info!(%cluster, "this node takes part in the control plane again"),
+                        Err(error) => tracing::warn!(%error, "cannot take part in the control plane yet, trying again"),
+                    }
+                    tokio::time::sleep(RETRY).await;
+                }
+            };
+            tokio::select! {
+                () = shared.stop.cancelled() => {}
+                () = joining => {}
+            }
+        });
     }
 
     /// The node's address for its peers.

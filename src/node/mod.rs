@@ -4,7 +4,7 @@
 //!
 //! Inside: [`daemon`] is the life cycle; `volumes` reacts to the control store's view, with a `keeper` for each volume whose
 //! master is here; `mounts` and `unmount` are the life of a mount, over the `switch` device; `service` is what daemons ask
-//! each other; `operations` and `inspect` answer the API; `journal` keeps the events.
+//! each other; `operations` and `inspect` answer the API; `journal` keeps the events; `transfer` puts records into another control store.
 
 mod backend;
 mod control;
@@ -21,6 +21,7 @@ mod service;
 mod switch;
 #[cfg(test)]
 mod tests;
+mod transfer;
 mod unmount;
 mod volumes;
 
@@ -34,6 +35,7 @@ use std::time::Duration;
 pub use daemon::{Attached, Daemon, StartError};
 pub use data_dir::DataDirError;
 pub use plane::ControlConfig;
+pub use transfer::{ImportError, import};
 
 /// Lease of a node: after so long without a sign of life it counts as dead.
 pub const DEFAULT_LEASE: Duration = Duration::from_secs(5);

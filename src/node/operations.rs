@@ -6,7 +6,7 @@ use super::inspect::{self, Told};
 use super::plane::PlaneStatus;
 use crate::api::types::*;
 use crate::api::{ApiError, Code, Operations};
-use crate::cluster::{NewVolume, View, VolumeChange};
+use crate::cluster::{Export, NewVolume, View, VolumeChange};
 use crate::volume::{
     DEFAULT_NAMESPACE, Labels, Namespace, Node, NodeId, Scope, Selector, Size, Volume, VolumeRef, apply_labels,
     canonical_labels, merge_events,
@@ -180,6 +180,10 @@ impl Operations for Shared {
             volumes,
             problems,
         })
+    }
+
+    async fn cluster_export(&self) -> Result<Export, ApiError> {
+        Ok(self.joined()?.control.catalog.export().await?)
     }
 
     async fn cluster_inspect(&self) -> Result<ClusterInfo, ApiError> {

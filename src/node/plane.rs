@@ -189,6 +189,14 @@ impl Plane {
         }
     }
 
+    /// Whether this node needs nobody's leave to take part: it is a member of the embedded control plane, or the records are elsewhere.
+    pub(super) fn is_member(&self) -> bool {
+        match self {
+            Self::Embedded(store) => store.is_member(),
+            Self::Etcd(_) | Self::Memory(_) => true,
+        }
+    }
+
     /// Serves a connection of kind Control.
     pub(super) async fn serve(&self, connection: Connection) {
         match self {

@@ -136,7 +136,7 @@ fn files_are_written_while_etcd_is_away_and_a_killed_master_is_replaced_when_it_
         let problems = said["problems"].to_string();
         (said["healthy"] == false && said["leader"].is_null() && problems.contains(&etcd.client)).then_some(())
     });
-    assert_eq!(cluster.cli(&["volume", "ls", "-q"]).ok().trim(), "data");
+    assert_eq!(cluster.cli(&["volume", "ls", "-q"]).ok().trim(), "default/data");
     writer.goes_on(100);
     etcd.run();
     can_create(&cluster, "more");
@@ -241,4 +241,66 @@ fn a_second_cluster_in_the_same_place_is_refused() {
         assert!(error.contains(says), "{error}");
     }
     assert!(!Path::new(&cluster.directory.join("wrong")).exists());
+}
+
+/// The procedure of docs/operations.md; `extra` are the daemons' arguments afterwards, `import` those of the import.
+#[track_caller]
+fn move_records(cluster: &mut Cluster, extra: &[String], import: &[&str]) {
+    let records = cluster.directory.join("records.json");
+    fs::write(&records, cluster.cli(&["cluster", "export"]).ok()).unwrap();
+    for node in &mut cluster.nodes {
+        assert_eq!(node.stop(), 0);
+        let away = node
+            .directory
+            .join(format!("control-before-{}", import[1].replace(['/', ':'], "-")));
+        fs::rename(node.directory.join("control"), away).unwrap();
+        node.extra = extra.to_vec();
+    }
+    let mut words = vec!["cluster", "import"];
+    words.extend(import);
+    words.push(records.to_str().unwrap());
+    run(crate::harness::STORAGEOS, &words).ok();
+    // A second time there is a cluster.
+    run(crate::harness::STORAGEOS, &words).fails_with(4);
+    for node in &mut cluster.nodes {
+        node.start();
+    }
+    becomes_healthy(cluster);
+}
+
+#[test]
+fn records_move_to_etcd_and_back_and_the_files_stay() {
+    let etcd = Etcd::start();
+    let mut cluster = Cluster::start(3);
+    cluster.create("data", 2);
+    let mount = cluster.mount(0, "default/data");
+    fs::write(mount.join("embedded"), "1").unwrap();
+    let refused = cluster.cli(&["cluster", "export"]).fails_with(4);
+    assert!(refused.contains("default/data"), "{refused}");
+    cluster.unmount(&mount);
+
+    let to = etcd.arguments();
+    move_records(&mut cluster, &to, &[&to[0], &to[1]]);
+    assert_eq!(
+        health(&cluster)["voters"],
+        serde_json::json!([format!("etcd {}", etcd.client)])
+    );
+    let mount = cluster.mount(1, "default/data");
+    assert_eq!(fs::read_to_string(mount.join("embedded")).unwrap(), "1");
+    fs::write(mount.join("etcd"), "2").unwrap();
+    cluster.unmount(&mount);
+    cluster.verify_identical("data", 3);
+
+    let directory = cluster.nodes[0].directory.to_str().unwrap().to_owned();
+    let to = ["--control", "embedded", "--data-dir", &directory];
+    move_records(&mut cluster, &[], &to);
+    eventually("three voters", || {
+        (health(&cluster)["voters"].as_array()?.len() == 3).then_some(())
+    });
+    let mount = cluster.mount(2, "default/data");
+    assert_eq!(fs::read_to_string(mount.join("embedded")).unwrap(), "1");
+    assert_eq!(fs::read_to_string(mount.join("etcd")).unwrap(), "2");
+    fs::write(mount.join("again"), "3").unwrap();
+    cluster.unmount(&mount);
+    cluster.verify_identical("data", 3);
 }

@@ -95,7 +95,8 @@ pub struct Node {
     pub name: String,
     pub directory: PathBuf,
     pub address: String,
-    extra: Vec<String>,
+    /// More arguments of the daemon.
+    pub extra: Vec<String>,
     join: Option<String>,
     child: Option<Child>,
 }
