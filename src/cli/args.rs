@@ -151,7 +151,7 @@ pub(super) enum ClusterVerb {
     /// Put exported records into another control store, while no daemon runs
     #[command(after_help = IMPORT_HELP)]
     Import {
-        /// Where to: embedded or etcd://HOST:PORT[,HOST:PORT…][/PREFIX]
+        /// Where to: embedded, or etcd://HOST:PORT,…/PREFIX
         #[arg(long, value_name = "STORE", value_parser = control_store)]
         control: ControlConfig,
         /// With embedded: the data directory of the node that begins
@@ -299,8 +299,8 @@ pub(super) struct RunOptions {
     /// if free]
     #[arg(long, value_name = "PATH")]
     pub(super) socket: Option<PathBuf>,
-    /// Where the cluster's state is kept: embedded (Raft among the nodes), or etcd://HOST:PORT[,HOST:PORT…][/PREFIX] (etcd 3.4 or newer),
-    /// the same on every node
+    /// Where the cluster's state is kept: embedded (Raft among the nodes), or etcd://HOST:PORT,…/PREFIX (etcd 3.4 or newer; several endpoints and
+    /// the prefix may be left out), the same on every node
     #[arg(long, value_name = "STORE", default_value = "embedded", value_parser = control_store)]
     pub(super) control: ControlConfig,
     /// Make a new cluster if this node is in none

@@ -119,7 +119,18 @@ fn files_are_written_while_etcd_is_away_and_a_killed_master_is_replaced_when_it_
     assert_eq!(roles.iter().filter(|r| **r == "leader").count(), 1, "{said}");
     assert_eq!(roles.iter().filter(|r| **r == "member").count(), 2, "{said}");
 
-    cluster.create("data", 1);
+    let one_copy_is_enough = "storageos.com/failure.mode=alwayson";
+    cluster
+        .cli(&[
+            "volume",
+            "create",
+            "--label",
+            "storageos.com/replicas=1",
+            "--label",
+            one_copy_is_enough,
+            "data",
+        ])
+        .ok();
     let node = without_copy(&cluster, "data");
     let mount = cluster.mount(node, "default/data");
     let writer = Writer::start(&mount.join("lines"));
