@@ -33,6 +33,9 @@ pub trait Operations: Send + Sync + 'static {
     async fn volume_update(&self, namespace: &str, name: &str, update: VolumeUpdate) -> Result<VolumeInfo, ApiError>;
     async fn volume_remove(&self, namespace: &str, name: &str, force: bool) -> Result<(), ApiError>;
     async fn volume_unmount(&self, namespace: &str, name: &str, force: bool) -> Result<(), ApiError>;
+    async fn volume_promote(&self, namespace: &str, name: &str, request: PromoteRequest)
+    -> Result<Promotion, ApiError>;
+    async fn volume_scrub(&self, namespace: &str, name: &str, start: bool) -> Result<ScrubInfo, ApiError>;
     async fn volume_verify(
         &self,
         namespace: &str,

@@ -63,6 +63,11 @@ fn router(operations: Arc<dyn Operations>) -> Router {
         )
         .route("/v1/volumes/{namespace}/{name}/unmount", post(volume_unmount))
         .route("/v1/volumes/{namespace}/{name}/verify", post(volume_verify))
+        .route("/v1/volumes/{namespace}/{name}/promote", post(volume_promote))
+        .route(
+            "/v1/volumes/{namespace}/{name}/scrub",
+            get(volume_scrubbed).post(volume_scrub),
+        )
         .route("/v1/events", get(events))
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
@@ -234,4 +239,21 @@ async fn volume_verify(
 
 async fn events(State(node): Node, RawQuery(raw): RawQuery) -> Answer {
     ok(&node.events(query(raw.as_deref())?).await?)
+}
+
+async fn volume_scrubbed(State(node): Node, Path((namespace, name)): Path<(String, String)>) -> Answer {
+    ok(&node.volume_scrub(&namespace, &name, false).await?)
+}
+
+async fn volume_scrub(State(node): Node, Path((namespace, name)): Path<(String, String)>, Body(bytes): Body) -> Answer {
+    let ScrubRequest {} = body(&bytes)?;
+    ok(&node.volume_scrub(&namespace, &name, true).await?)
+}
+
+async fn volume_promote(
+    State(node): Node,
+    Path((namespace, name)): Path<(String, String)>,
+    Body(bytes): Body,
+) -> Answer {
+    ok(&node.volume_promote(&namespace, &name, body(&bytes)?).await?)
 }

@@ -303,6 +303,49 @@ pub struct CopyInfo {
     pub sync: Option<SyncInfo>,
 }
 
+/// What a scrub found on one copy.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ScrubbedCopyInfo {
+    /// The node.
+    pub node: NodeId,
+    /// Its name.
+    pub node_name: String,
+    /// Bytes read and compared with their hashes.
+    pub bytes_read: u64,
+    /// Blocks of 4 KiB that did not match.
+    pub corrupt_blocks: u64,
+    /// Those of them that were replaced by another copy's.
+    pub repaired_blocks: u64,
+    /// Why some of it could not be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// The present or last scrub of a volume by its master's node.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ScrubInfo {
+    /// It goes on.
+    pub running: bool,
+    /// It was asked for; otherwise it is the slow one in the background.
+    pub asked: bool,
+    /// When it began.
+    pub started_at: Timestamp,
+    /// When it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished_at: Option<Timestamp>,
+    /// Bytes of the volume done.
+    pub bytes_done: u64,
+    /// Bytes of the volume in all.
+    pub bytes_total: u64,
+    /// What it found.
+    pub copies: Vec<ScrubbedCopyInfo>,
+    /// Why it ended early.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
 /// A volume.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -350,6 +393,15 @@ pub struct VolumeInfo {
     /// Bytes that its files take, where its mount's node answers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub used_bytes: Option<u64>,
+    /// Blocks found corrupt since its master became active, where it answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub corrupt_blocks: Option<u64>,
+    /// Those of them that were replaced by another copy's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repaired_blocks: Option<u64>,
+    /// The present or last scrub by its master's node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scrub: Option<ScrubInfo>,
     /// When it was created.
     pub created_at: Timestamp,
     /// Who created it; there are no users yet, so `storageos`.
@@ -364,6 +416,34 @@ pub struct Force {
     #[serde(default)]
     pub force: bool,
 }
+
+/// Of `volume promote`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PromoteRequest {
+    /// The node whose copy is to be the master: a name or id.
+    pub copy: String,
+    /// What was written since the copy was in sync is given up.
+    #[serde(default)]
+    pub accept_data_loss: bool,
+}
+
+/// The answer to `volume promote`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Promotion {
+    /// `namespace/name`.
+    pub volume: String,
+    /// The new master's node.
+    pub node_name: String,
+    /// What is lost.
+    pub explanation: String,
+}
+
+/// Of `volume scrub`.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ScrubRequest {}
 
 /// Of `volume verify`.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]

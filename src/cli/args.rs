@@ -247,6 +247,15 @@ pub(super) enum NodeVerb {
     },
 }
 
+/// A number of days, also a part of one.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Days(pub(super) f64);
+
+fn days(text: &str) -> Result<Days, String> {
+    let days = text.parse().ok().filter(|days| (0.0..=3650.0).contains(days));
+    days.map(Days).ok_or_else(|| "expected 0 to 3650".to_owned())
+}
+
 const RUN_HELP: &str = "\
 The daemon keeps everything in --data-dir: node.json (who it is), control/ (its part of the control plane), volumes/ (its
 copies), storageos.sock (its API). A fresh node is in no cluster: make one with --init or storageos cluster init, or join one with
@@ -310,6 +319,9 @@ pub(super) struct RunOptions {
     /// holds, no address needed
     #[arg(long, value_name = "ADDR:PORT,…", value_delimiter = ',', num_args = 0..=1)]
     pub(super) join: Option<Vec<String>>,
+    /// Days in which every copy is read once and compared with its hashes, in the background; 0: only when asked to
+    #[arg(long, value_name = "DAYS", default_value = "30", value_parser = days)]
+    pub(super) scrub_days: Days,
     /// text or json
     #[arg(long, value_name = "FORMAT", default_value = "text", value_parser = ["text", "json"])]
     pub(super) log_format: String,
@@ -488,6 +500,36 @@ pub(super) enum VolumeVerb {
         /// How long to wait, as 30s or 10m, an hour at most [default: for ever]
         #[arg(short, long, value_name = "TIME")]
         timeout: Option<String>,
+        /// Name, or namespace/name
+        #[arg(value_name = "VOLUME")]
+        volume: String,
+    },
+    /// Last resort: make a copy that is out of date the master, when no in-sync copy is left
+    #[command(
+        after_help = "What was written since that copy was in sync is lost. Without --accept-data-loss nothing is done and the loss is explained. Refused \
+        while an in-sync copy can be used; the daemons never do this by themselves.\n\nExample:\n  \
+        storageos volume promote --copy n3 --accept-data-loss default/data"
+    )]
+    Promote {
+        /// The node whose copy it is: a name or id
+        #[arg(long, value_name = "NODE")]
+        copy: String,
+        /// Give up what was written since the copy was in sync
+        #[arg(long)]
+        accept_data_loss: bool,
+        /// Name, or namespace/name
+        #[arg(value_name = "VOLUME")]
+        volume: String,
+    },
+    /// Read all data of all copies, compare it with its hashes and repair what is bad; exit code 1 if something could not be
+    #[command(
+        after_help = "Goes on in the daemon when this command is interrupted; the command then joins it again. Daemons also do this slowly in \
+        the background (storageos node run --scrub-days).\n\nExample:\n  storageos volume scrub default/data"
+    )]
+    Scrub {
+        /// table or json
+        #[arg(long, default_value = "table", value_name = "FORMAT")]
+        format: Format,
         /// Name, or namespace/name
         #[arg(value_name = "VOLUME")]
         volume: String,

@@ -13,6 +13,7 @@ mod namespace;
 mod node;
 mod output;
 mod run;
+mod scrub;
 #[cfg(test)]
 mod tests;
 mod volume;

@@ -7,6 +7,7 @@ use crate::cluster::Timing;
 use crate::node::{ApiSocket, ControlConfig, DEFAULT_LEASE, Daemon, NodeConfig, Start, StartError};
 use crate::replication::Options;
 use std::process::ExitCode;
+use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -93,6 +94,7 @@ fn config(options: RunOptions) -> Result<NodeConfig, ApiError> {
         lease: DEFAULT_LEASE,
         replication: Options::default(),
         timing: Timing::default(),
+        scrub: (options.scrub_days.0 > 0.0).then(|| Duration::from_secs_f64(options.scrub_days.0 * 86400.0)),
     })
 }
 

@@ -2,7 +2,7 @@
 
 use super::args::{CreateOptions, VolumeVerb};
 use super::output::{self, Format};
-use super::{for_each, mount, on_terminal, print, watch};
+use super::{for_each, mount, on_terminal, print, scrub, watch};
 use crate::api::types::*;
 use crate::api::{ApiError, Client, Code, escape};
 use crate::volume::Size;
@@ -84,6 +84,20 @@ pub(super) async fn run(client: &Client, verb: VolumeVerb) -> Result<ExitCode, A
             let path = format!("{}/unmount?force={force}", name.path());
             let _: serde_json::Value = client.post(&path, &serde_json::json!({})).await?;
             print(&format!("{name}\n"))?;
+        }
+        VolumeVerb::Promote {
+            copy,
+            accept_data_loss,
+            volume,
+        } => {
+            let request = PromoteRequest { copy, accept_data_loss };
+            let path = format!("{}/promote", Name::parse(&volume, None)?.path());
+            let done: Promotion = client.post(&path, &request).await?;
+            eprintln!("storageos: note: {}", done.explanation);
+            print(&format!("{}\n", done.volume))?;
+        }
+        VolumeVerb::Scrub { format, volume } => {
+            return scrub::scrub(client, &Name::parse(&volume, None)?, &format).await;
         }
         VolumeVerb::Watch { timeout, volume } => {
             let timeout = timeout.as_deref().map(mount::parse_time).transpose()?;

@@ -10,6 +10,7 @@ use super::data_dir::{DataDir, DataDirError};
 use super::journal::Journal;
 use super::mounts::{Mount, Mounts, Wanted};
 use super::plane::{Plane, PlaneStatus};
+use super::scrubber::Scrubber;
 use super::service::{NodeServer, Nodes};
 use super::volumes::Volumes;
 use super::{NodeConfig, Start, records};
@@ -127,6 +128,7 @@ pub(super) struct Joined {
     plane: Plane,
     /// Cancelled once the node is registered, alive and rid of what an earlier daemon left.
     ready: CancellationToken,
+    scrubber: Arc<Scrubber>,
     /// Ends the lease.
     leave: CancellationToken,
     tasks: TaskTracker,
@@ -258,7 +260,14 @@ impl Shared {
             self.journal.clone(),
             self.data.volumes(),
         );
+        let scrubber = Scrubber::new(
+            volumes.clone(),
+            self.config.scrub,
+            self.data.path().join("scrubs.json"),
+            self.stop.child_token(),
+        );
         let server = NodeServer {
+            scrubber: scrubber.clone(),
             host: self.host.clone(),
             mounts: mounts.clone(),
             problems: volumes.problems.clone(),
@@ -276,6 +285,7 @@ impl Shared {
             plane: self.plane.clone(),
             ready: CancellationToken::new(),
             leave: CancellationToken::new(),
+            scrubber: scrubber.clone(),
             tasks: TaskTracker::new(),
         });
         // A request in progress holds it.
@@ -285,6 +295,7 @@ impl Shared {
                 .spawn(shared.work(joined.clone(), catalog.clone(), view.clone()));
         }
         joined.tasks.spawn(volumes.run());
+        joined.tasks.spawn(scrubber.run());
         joined.tasks.spawn(cluster::control(
             catalog,
             view,
@@ -541,6 +552,7 @@ impl Daemon {
         tracing::info!(node = %self.shared.name, "stopping");
         let joined = self.shared.joined.read().clone();
         if let Some(joined) = &joined {
+            joined.scrubber.stop();
             joined.mounts.stop(&hurry).await;
             // Without the other nodes a change of a volume's record waits for them; the copies are then as after a crash.
             bounded("volumes", joined.volumes.stop()).await;

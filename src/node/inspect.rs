@@ -1,7 +1,10 @@
 //! How records, their assessment and what nodes tell of themselves become the API's answers. Pure.
 
+use super::scrubber::{self, Pass};
 use super::service::Runtime;
-use crate::api::types::{CopyInfo, DrainInfo, NodeInfo, RemainingCopy, SyncInfo, VolumeInfo};
+use crate::api::types::{
+    CopyInfo, DrainInfo, NodeInfo, RemainingCopy, ScrubInfo, ScrubbedCopyInfo, SyncInfo, VolumeInfo,
+};
 use crate::block::BLOCK_SIZE;
 use crate::cluster::{Remaining, View, Waiting, remaining};
 use crate::replication::SyncProgress;
@@ -69,6 +72,9 @@ pub(super) fn volume(volume: &Volume, view: &View, told: &Told) -> VolumeInfo {
         status_message: message,
         epoch: volume.configuration.epoch,
         used_bytes: claim.and_then(|c| of(c.node)).and_then(|r| r.used_bytes),
+        corrupt_blocks: serving.and_then(|s| s.master.as_ref()).map(|m| m.stats.corruptions),
+        repaired_blocks: serving.and_then(|s| s.master.as_ref()).map(|m| m.stats.repairs),
+        scrub: serving.and_then(|s| s.scrub.as_ref()).map(|pass| scrub(pass, view)),
         created_at: volume.created_at,
         created_by: "storageos".to_owned(),
     }
@@ -109,6 +115,31 @@ fn sync(progress: &SyncProgress) -> SyncInfo {
         bytes_per_second: progress.bytes_per_second,
         seconds_left: left.checked_div(progress.bytes_per_second),
         problem: progress.last_error.clone(),
+    }
+}
+
+/// A scrub as the API shows it.
+pub(super) fn scrub(pass: &Pass, view: &View) -> ScrubInfo {
+    ScrubInfo {
+        running: pass.finished_at.is_none(),
+        asked: pass.asked,
+        started_at: pass.started_at,
+        finished_at: pass.finished_at,
+        bytes_done: scrubber::bytes(pass.extents_done),
+        bytes_total: scrubber::bytes(pass.extents_total),
+        copies: pass
+            .copies
+            .iter()
+            .map(|copy| ScrubbedCopyInfo {
+                node: copy.node,
+                node_name: view.node_name(copy.node),
+                bytes_read: copy.bytes_read,
+                corrupt_blocks: copy.corrupt_blocks,
+                repaired_blocks: copy.repaired_blocks,
+                error: copy.error.clone(),
+            })
+            .collect(),
+        error: pass.error.clone(),
     }
 }
 
@@ -191,6 +222,7 @@ pub(super) fn whom_to_ask<'a>(
     for volume in volumes {
         let configuration = &volume.configuration;
         let mut nodes: Vec<NodeId> = configuration.in_sync.union(&configuration.syncing).copied().collect();
+        nodes.extend(configuration.lost.keys());
         nodes.extend(volume.mount.as_ref().map(|claim| claim.node));
         nodes.sort_unstable();
         nodes.dedup();

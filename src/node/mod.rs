@@ -4,7 +4,8 @@
 //!
 //! Inside: [`daemon`] is the life cycle; `volumes` reacts to the control store's view, with a `keeper` for each volume whose
 //! master is here; `mounts` and `unmount` are the life of a mount, over the `switch` device; `service` is what daemons ask
-//! each other; `operations` and `inspect` answer the API; `journal` keeps the events; `transfer` puts records into another control store.
+//! each other; `operations` and `inspect` answer the API; `journal` keeps the events, `scrubber` reads all copies again from time
+//! to time; `transfer` puts records into another control store.
 
 mod backend;
 mod control;
@@ -17,6 +18,7 @@ mod mounts;
 mod operations;
 mod plane;
 mod records;
+mod scrubber;
 mod service;
 mod switch;
 #[cfg(test)]
@@ -39,6 +41,9 @@ pub use transfer::{ImportError, import};
 
 /// Lease of a node: after so long without a sign of life it counts as dead.
 pub const DEFAULT_LEASE: Duration = Duration::from_secs(5);
+
+/// Time of a background scrub's pass.
+pub const DEFAULT_SCRUB: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// A socket of the API.
 #[derive(Clone, Debug)]
@@ -86,6 +91,8 @@ pub struct NodeConfig {
     pub replication: Options,
     /// How long the controller waits before it acts.
     pub timing: Timing,
+    /// Time in which every copy is read once and compared with its hashes; `None`: only when asked to.
+    pub scrub: Option<Duration>,
 }
 
 impl NodeConfig {
@@ -108,6 +115,7 @@ impl NodeConfig {
             lease: DEFAULT_LEASE,
             replication: Options::default(),
             timing: Timing::default(),
+            scrub: Some(DEFAULT_SCRUB),
         }
     }
 }

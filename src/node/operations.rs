@@ -8,8 +8,8 @@ use crate::api::types::*;
 use crate::api::{ApiError, Code, Operations};
 use crate::cluster::{Export, NewVolume, View, VolumeChange};
 use crate::volume::{
-    DEFAULT_NAMESPACE, Labels, Namespace, Node, NodeId, Scope, Selector, Size, Volume, VolumeRef, apply_labels,
-    canonical_labels, merge_events,
+    DEFAULT_NAMESPACE, EventKind, Known, Labels, Namespace, NoPromotion, Node, NodeId, Scope, Selector, Size,
+    Staleness, Volume, VolumeRef, apply_labels, canonical_labels, merge_events, promote_stale,
 };
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -380,6 +380,85 @@ impl Operations for Shared {
         joined.unmount(&found, force).await
     }
 
+    async fn volume_promote(
+        &self,
+        namespace: &str,
+        volume: &str,
+        request: PromoteRequest,
+    ) -> Result<Promotion, ApiError> {
+        let joined = self.joined()?;
+        let found = joined.control.find_volume(&reference(namespace, volume)?).await?;
+        // As of now: who lives decides.
+        let view = joined.control.catalog.view().await?;
+        let node = find_node(&view, &request.copy)?;
+        let told = joined.ask(&view, std::iter::once(&found)).await;
+        let of = |node: &NodeId| told.get(node).and_then(|volumes| volumes.get(&found.id));
+        let is_broken = |node: &&NodeId| of(node).is_some_and(|r| r.copy_bytes.is_none() || r.copy_failed.is_some());
+        let known = Known {
+            live: &view.live,
+            broken: &view.live.iter().filter(is_broken).copied().collect(),
+        };
+        let decide = |record: &Volume| {
+            promote_stale(record, node.id, known, Timestamp::now()).map_err(|why| refusal(&why, record, &node, &view))
+        };
+        let (_, staleness) = decide(&found)?;
+        let explanation = loss(&found, &staleness, &node, &view);
+        if !request.accept_data_loss {
+            return Err(ApiError::conflict(format!("nothing was done: {explanation}"))
+                .hint("if that is to be, repeat it with --accept-data-loss"));
+        }
+        let epoch = found.configuration.epoch;
+        let changed = joined.control.change_volume(found.id, |record| {
+            if record.configuration.epoch == epoch + 1 && record.configuration.master == Some(node.id) {
+                // Our own first attempt, whose answer was lost.
+                return Ok(());
+            }
+            if record.configuration.epoch != epoch {
+                return Err(ApiError::conflict(
+                    "the volume's copies changed meanwhile; look at it again",
+                ));
+            }
+            (*record, _) = decide(record)?;
+            Ok(())
+        });
+        changed.await?;
+        tracing::warn!(volume = %name(&found), node = %node.name, %explanation, "a copy that is out of date was made the master");
+        let journal = &joined.server.journal;
+        journal.record(EventKind::DataLossAccepted, Some(found.id), Some(node.id), &explanation);
+        Ok(Promotion {
+            volume: name(&found),
+            node_name: node.name.clone(),
+            explanation,
+        })
+    }
+
+    async fn volume_scrub(&self, namespace: &str, volume: &str, start: bool) -> Result<ScrubInfo, ApiError> {
+        let joined = self.joined()?;
+        let found = joined.control.find_volume(&reference(namespace, volume)?).await?;
+        let view = joined.control.view();
+        let Some(master) = found.configuration.master else {
+            return Err(ApiError::unavailable(format!(
+                "volume {} has no master yet",
+                name(&found)
+            )));
+        };
+        let pass = if master == self.node {
+            joined.server.scrubbed(found.id, start)?
+        } else {
+            let address = Joined::address(&view, master)?;
+            joined.nodes.scrub(master, &address, found.id, start).await?
+        };
+        let pass = pass.ok_or_else(|| {
+            let on = view.node_name(master);
+            ApiError::new(
+                Code::NotFound,
+                format!("volume {} was not scrubbed by its master's node {on} yet", name(&found)),
+            )
+            .hint(format!("start it: storageos volume scrub {}", name(&found)))
+        })?;
+        Ok(inspect::scrub(&pass, &view))
+    }
+
     async fn volume_verify(
         &self,
         namespace: &str,
@@ -480,6 +559,56 @@ impl Operations for Shared {
         });
         Ok(EventList { events, silent_nodes })
     }
+}
+
+/// Why a copy is not made the master.
+fn refusal(why: &NoPromotion, volume: &Volume, node: &Node, view: &View) -> ApiError {
+    let (volume, copy) = (name(volume), &node.name);
+    match why {
+        NoPromotion::InSync(nodes) => {
+            let names: Vec<String> = nodes.iter().map(|n| view.node_name(*n)).collect();
+            let names = names.join(", ");
+            ApiError::conflict(format!(
+                "volume {volume} has an up-to-date copy that can be used, on {names}"
+            ))
+            .hint("nothing needs to be lost: see storageos volume inspect")
+        }
+        NoPromotion::NoCopy => ApiError::conflict(format!("node {copy} has no out-of-date copy of volume {volume}"))
+            .hint(format!(
+                "see which nodes have copies: storageos volume inspect {volume}"
+            )),
+        NoPromotion::Offline => {
+            ApiError::conflict(format!("the copy of volume {volume} on node {copy} cannot be used now"))
+                .hint("its node has to be online, with the copy in its data directory")
+        }
+        NoPromotion::Mounted(at) => ApiError::conflict(format!(
+            "volume {volume} is mounted on node {}, which remembers what the copy does not have",
+            view.node_name(*at)
+        ))
+        .hint(format!("unmount it first: storageos volume unmount --force {volume}")),
+    }
+}
+
+/// What is lost by making a copy the master, for people.
+fn loss(volume: &Volume, staleness: &Staleness, node: &Node, view: &View) -> String {
+    let old: Vec<String> = volume
+        .configuration
+        .in_sync
+        .iter()
+        .map(|n| view.node_name(*n))
+        .collect();
+    let (copy, old) = (&node.name, old.join(", "));
+    let what = match staleness {
+        Staleness::Since(at) => {
+            format!("the copy on {copy} was in sync until {at}: everything written since then is lost")
+        }
+        Staleness::Mixed => format!(
+            "the copy on {copy} was being brought up to date: some of it is newer than the rest, so files may be damaged"
+        ),
+    };
+    format!(
+        "{what}. The up-to-date data is on {old}; it is overwritten when they return, so try to bring one of them back first"
+    )
 }
 
 fn namespace_info(namespace: &Namespace, view: &View) -> NamespaceInfo {

@@ -4,9 +4,10 @@
 
 use super::journal::Journal;
 use super::mounts::Mounts;
+use super::scrubber::{Pass, Scrubber};
 use crate::api::{ApiError, Code};
 use crate::block::BLOCK_SIZE;
-use crate::replication::{MasterStatus, ReplicaHost, Verification};
+use crate::replication::{CopyError, MasterStatus, ReplicaHost, Verification};
 use crate::rpc::{self, Connection, Identity, Kind, Limits, Peer, within};
 use crate::volume::{Event, NodeId, VolumeId};
 use jiff::Timestamp;
@@ -65,6 +66,8 @@ pub(super) struct Runtime {
     pub(super) copy_failed: Option<String>,
     /// Bytes that files take, if it is mounted there.
     pub(super) used_bytes: Option<u64>,
+    /// The present or last scrub by that node.
+    pub(super) scrub: Option<Pass>,
 }
 
 /// The service; see the module's text.
@@ -78,6 +81,8 @@ pub(super) trait NodeService {
     async fn unmount(volume: VolumeId, force: bool) -> Result<(), Refused>;
     /// Compares the copies of a volume whose master is there.
     async fn verify(volume: VolumeId, deep: bool) -> Result<Verification, Refused>;
+    /// Where the scrub of a volume whose master is there stands; with `start`, one is started if none that was asked for runs.
+    async fn scrub(volume: VolumeId, start: bool) -> Result<Option<Pass>, Refused>;
     /// The events that the node recorded from a time on.
     async fn events(since: Option<Timestamp>) -> Vec<Event>;
     /// Answers at once.
@@ -87,6 +92,7 @@ pub(super) trait NodeService {
 /// The answering side.
 #[derive(Clone)]
 pub(super) struct NodeServer {
+    pub(super) scrubber: Arc<Scrubber>,
     pub(super) host: Arc<ReplicaHost>,
     pub(super) mounts: Arc<Mounts>,
     pub(super) problems: Arc<Mutex<BTreeMap<VolumeId, String>>>,
@@ -111,11 +117,14 @@ impl NodeServer {
                 let mut runtime = Runtime {
                     master: self.host.master(*volume).map(|master| master.status()),
                     problem: problems.get(volume).cloned(),
+                    scrub: self.scrubber.pass(*volume),
                     ..Runtime::default()
                 };
-                if let Ok(state) = self.host.state(*volume) {
-                    runtime.copy_failed = state.failed;
-                }
+                runtime.copy_failed = match self.host.state(*volume) {
+                    Ok(state) => state.failed,
+                    Err(CopyError::Missing) => None,
+                    Err(error) => Some(error.to_string()),
+                };
                 // What the sparse data file takes.
                 let data = self.directory.join(volume.to_string()).join("data");
                 runtime.copy_bytes = std::fs::metadata(data).ok().map(|m| m.blocks().saturating_mul(512));
@@ -127,6 +136,15 @@ impl NodeServer {
                 (*volume, runtime)
             })
             .collect()
+    }
+
+    /// See [`NodeService::scrub`].
+    pub(super) fn scrubbed(&self, volume: VolumeId, start: bool) -> Result<Option<Pass>, ApiError> {
+        if start {
+            self.scrubber.start(volume).map(Some)
+        } else {
+            Ok(self.scrubber.pass(volume))
+        }
     }
 
     /// Compares the copies of a volume whose master is here.
@@ -169,6 +187,10 @@ impl NodeService for NodeServer {
 
     async fn verify(self, _: Context, volume: VolumeId, deep: bool) -> Result<Verification, Refused> {
         self.compare(volume, deep).await.map_err(Refused::from)
+    }
+
+    async fn scrub(self, _: Context, volume: VolumeId, start: bool) -> Result<Option<Pass>, Refused> {
+        self.scrubbed(volume, start).map_err(Refused::from)
     }
 
     async fn events(self, _: Context, since: Option<Timestamp>) -> Vec<Event> {
@@ -258,6 +280,23 @@ impl Nodes {
     ) -> Result<(), ApiError> {
         let client = self.client(node, address).await?;
         match client.unmount(within(UNMOUNT), volume, force).await {
+            Ok(result) => Ok(result?),
+            Err(error) => Err(ApiError::unavailable(format!(
+                "the node at {address} did not answer: {error}"
+            ))),
+        }
+    }
+
+    /// Where the scrub of a volume whose master is on another node stands, or starts one.
+    pub(super) async fn scrub(
+        &self,
+        node: NodeId,
+        address: &str,
+        volume: VolumeId,
+        start: bool,
+    ) -> Result<Option<Pass>, ApiError> {
+        let client = self.client(node, address).await?;
+        match client.scrub(within(ASK), volume, start).await {
             Ok(result) => Ok(result?),
             Err(error) => Err(ApiError::unavailable(format!(
                 "the node at {address} did not answer: {error}"

@@ -53,6 +53,10 @@
 //! Reads are local and verified. A block that fails its hash is fetched from another in-sync copy, verified, written back
 //! here and to every other copy where it is bad too, under its range lock. Only when all are bad does the read fail.
 //!
+//! # Scrubbing
+//! [`Master::scrub_extents`] reads extents on every in-sync copy and repairs what does not match its hash; the node decides when and
+//! how fast.
+//!
 //! # A mount elsewhere
 //! [`RemoteDevice`] forwards calls to the master's node and repeats them, all being idempotent, until they succeed. Each
 //! connection opens a session; the master ends the calls of the one before first. Mount claims are ordered by
@@ -75,6 +79,7 @@ mod monitor;
 mod notes;
 mod range;
 mod remote;
+mod scrub;
 mod service;
 mod stats;
 mod store;
@@ -89,6 +94,7 @@ pub use env::{ConfigError, ConfigStore, Observer, Peers, VolumeState};
 pub use host::ReplicaHost;
 pub use master::{Environment, Master, Options};
 pub use remote::RemoteDevice;
+pub use scrub::ScrubbedCopy;
 pub use service::{CopyState, Data, DataClient, DataRequest, DataResponse};
 pub use stats::{Stats, StatsSnapshot};
 pub use store::{Copies, Copy, CopyError, CopyWrite, Found};

@@ -490,7 +490,7 @@ impl Master {
             if stop.is_cancelled() || replica.is_dropped() {
                 return Err(SyncError::Dropped);
             }
-            self.give_way();
+            self.give_way(self.options.sync_yield);
             let mark = replica.mark();
             let listed = extents.range(mark..).next().copied();
             let skipped = replica.next_skipped(mark);
@@ -576,10 +576,10 @@ impl Master {
         }
     }
 
-    /// Lets calls of the foreground go first, for a bounded time, so that a sync always moves on.
-    fn give_way(&self) {
+    /// Lets calls of the foreground go first, for a bounded time, so that whoever waits always moves on.
+    pub(super) fn give_way(&self, patience: Duration) {
         let started = Instant::now();
-        while self.in_foreground() && started.elapsed() < self.options.sync_yield {
+        while self.in_foreground() && started.elapsed() < patience {
             std::thread::sleep(YIELD_STEP);
         }
     }

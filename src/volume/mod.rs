@@ -8,6 +8,7 @@ mod failure;
 mod health;
 mod id;
 mod labels;
+mod last_resort;
 mod names;
 mod placement;
 mod record;
@@ -21,6 +22,7 @@ pub use labels::{
     LabelError, Labels, MAX_REPLICAS, NodeLabels, Scope, VolumeLabels, apply as apply_labels,
     canonical as canonical_labels,
 };
+pub use last_resort::{Known, NoPromotion, Staleness, promote as promote_stale};
 pub use names::{DEFAULT_NAMESPACE, MAX_NAME, NameError, VolumeRef, check_name};
 pub use placement::{Candidate, Obstacle, PlacementError, Selector, SelectorError, TooFew, Wanted, place};
 pub use record::{Configuration, Failures, MountClaim, Namespace, Node, Volume};

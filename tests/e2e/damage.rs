@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 /// The directory of the only copy on a node.
-fn copy_directory(node: &Path) -> PathBuf {
+pub fn copy_directory(node: &Path) -> PathBuf {
     let entries: Vec<_> = fs::read_dir(node.join("volumes"))
         .unwrap()
         .map(|e| e.unwrap().path())
@@ -16,7 +16,7 @@ fn copy_directory(node: &Path) -> PathBuf {
 }
 
 /// Inverts a byte in the middle of every written 4 KiB page of a sparse file from `from` on.
-fn flip_bits(path: &Path, from: u64) -> usize {
+pub fn flip_bits(path: &Path, from: u64) -> usize {
     let file = File::options().read(true).write(true).open(path).unwrap();
     let (mut at, length, mut flipped) = (from, file.metadata().unwrap().len(), 0);
     let mut page = [0_u8; 4096];

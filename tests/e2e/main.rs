@@ -13,6 +13,7 @@ mod etcd;
 mod events;
 mod failure_modes;
 mod harness;
+mod integrity;
 mod kills;
 mod nodes;
 mod posix;
