@@ -109,8 +109,9 @@ pub struct NodeInfo {
     pub cordoned: bool,
     /// Whether its copies are moved off.
     pub drained: bool,
-    /// Whether it takes part in the control plane's votes.
-    pub voter: bool,
+    /// Whether it takes part in the control plane's votes; `None` with etcd, where no node does.
+    #[serde(default)]
+    pub voter: Option<bool>,
     /// Volumes whose master it holds.
     pub masters: usize,
     /// Volumes of which it holds a replica.

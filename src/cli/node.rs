@@ -123,7 +123,12 @@ pub(super) fn row(node: &NodeInfo, now: Timestamp) -> Vec<String> {
         node.name.clone(),
         node.address.clone(),
         health(node, now),
-        (if node.voter { "voter" } else { "learner" }).to_owned(),
+        match node.voter {
+            Some(true) => "voter",
+            Some(false) => "learner",
+            None => "-",
+        }
+        .to_owned(),
         format!("M: {}, R: {}", node.masters, node.replicas),
         output::bytes(node.capacity),
         percent,

@@ -144,7 +144,7 @@ pub(super) fn scrub(pass: &Pass, view: &View) -> ScrubInfo {
 }
 
 /// A node as `node inspect` shows it.
-pub(super) fn node(node: &Node, view: &View, voter: bool) -> NodeInfo {
+pub(super) fn node(node: &Node, view: &View, voter: Option<bool>) -> NodeInfo {
     let masters = view
         .volumes
         .values()

@@ -63,7 +63,9 @@ impl Joined {
     }
 
     fn node_info(&self, node: &Node, view: &View) -> NodeInfo {
-        inspect::node(node, view, self.status().voters.contains(&node.id))
+        let status = self.status();
+        let voter = status.etcd.is_none().then(|| status.voters.contains(&node.id));
+        inspect::node(node, view, voter)
     }
 
     /// Where a node listens; it must be known.

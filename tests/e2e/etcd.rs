@@ -6,7 +6,10 @@ use std::fs::{self, File};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
+
+static SERIAL: AtomicU32 = AtomicU32::new(0);
 
 /// One etcd, killed when dropped.
 struct Etcd {
@@ -21,13 +24,14 @@ impl Etcd {
     fn start() -> Self {
         let pid = std::process::id();
         // Beside the addresses of the tests' daemons.
-        let host = format!("127.{}.{}.250", 16 + (pid >> 8) % 200, pid & 0xff);
+        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+        let host = format!("127.{}.{}.{}", 16 + (pid >> 8) % 200, pid & 0xff, 240 + serial % 10);
         let free = || TcpListener::bind((host.as_str(), 0)).unwrap();
         let (client, peer) = (free(), free());
         let mut etcd = Self {
             client: client.local_addr().unwrap().to_string(),
             peer: peer.local_addr().unwrap().to_string(),
-            directory: PathBuf::from(format!("/var/tmp/st-etcd-{pid}")),
+            directory: PathBuf::from(format!("/var/tmp/st-etcd-{pid}-{serial}")),
             child: None,
         };
         drop((client, peer));
@@ -221,8 +225,7 @@ fn an_etcd_that_lost_its_data_is_named_and_never_written() {
     cluster.nodes[0].spawn();
     eventually("the restarted daemon says it", || {
         let log = fs::read_to_string(cluster.nodes[0].directory.join("log")).unwrap_or_default();
-        let last = log.rsplit("node=n1").next().unwrap_or_default().to_owned();
-        (log.matches("the cluster's record is not there").count() > 0 && !last.is_empty()).then_some(())
+        log.contains("the cluster's record is not there").then_some(())
     });
 }
 
