@@ -20,6 +20,10 @@ pub trait Operations: Send + Sync + 'static {
     async fn nodes(&self) -> Result<Vec<NodeInfo>, ApiError>;
     async fn node(&self, name: &str) -> Result<NodeInfo, ApiError>;
     async fn node_update(&self, name: &str, update: NodeUpdate) -> Result<NodeInfo, ApiError>;
+    async fn cluster_recover(&self) -> Result<Recovery, ApiError>;
+    async fn node_delete(&self, name: &str) -> Result<(), ApiError>;
+    async fn node_connectivity(&self, name: &str) -> Result<Vec<Connectivity>, ApiError>;
+    async fn cluster_connectivity(&self) -> Result<Vec<Connectivity>, ApiError>;
     async fn node_drain(&self, name: &str) -> Result<DrainInfo, ApiError>;
 
     async fn namespaces(&self) -> Result<Vec<NamespaceInfo>, ApiError>;

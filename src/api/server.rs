@@ -51,8 +51,11 @@ fn router(operations: Arc<dyn Operations>) -> Router {
         .route("/v1/cluster/init", post(cluster_init))
         .route("/v1/cluster/join", post(cluster_join))
         .route("/v1/cluster/health", get(cluster_health))
+        .route("/v1/cluster/recover", post(cluster_recover))
+        .route("/v1/cluster/connectivity", get(cluster_connectivity))
         .route("/v1/nodes", get(nodes))
-        .route("/v1/nodes/{name}", get(node).patch(node_update))
+        .route("/v1/nodes/{name}", get(node).patch(node_update).delete(node_delete))
+        .route("/v1/nodes/{name}/connectivity", get(node_connectivity))
         .route("/v1/nodes/{name}/drain", get(node_drain))
         .route("/v1/namespaces", get(namespaces).post(namespace_create))
         .route("/v1/namespaces/{name}", get(namespace).delete(namespace_remove))
@@ -164,6 +167,24 @@ async fn node(State(node): Node, Path(name): Path<String>) -> Answer {
 
 async fn node_update(State(node): Node, Path(name): Path<String>, Body(bytes): Body) -> Answer {
     ok(&node.node_update(&name, body(&bytes)?).await?)
+}
+
+async fn cluster_recover(State(node): Node, Body(bytes): Body) -> Answer {
+    let RecoverRequest {} = body(&bytes)?;
+    ok(&node.cluster_recover().await?)
+}
+
+async fn node_delete(State(node): Node, Path(name): Path<String>) -> Answer {
+    node.node_delete(&name).await?;
+    Ok(json(StatusCode::OK, &serde_json::json!({})))
+}
+
+async fn node_connectivity(State(node): Node, Path(name): Path<String>) -> Answer {
+    ok(&node.node_connectivity(&name).await?)
+}
+
+async fn cluster_connectivity(State(node): Node) -> Answer {
+    ok(&node.cluster_connectivity().await?)
 }
 
 async fn node_drain(State(node): Node, Path(name): Path<String>) -> Answer {

@@ -160,6 +160,41 @@ pub struct DrainInfo {
     pub mounts: Vec<String>,
 }
 
+/// Of `cluster recover`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RecoverRequest {}
+
+/// The answer to `cluster recover`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Recovery {
+    /// The node whose replica is the control plane now.
+    pub node_name: String,
+    /// Recoveries of this cluster so far.
+    pub recoveries: u64,
+    /// Volumes in it.
+    pub volumes: usize,
+}
+
+/// Whether one node reaches another.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Connectivity {
+    /// Name of the node that tried.
+    pub source: String,
+    /// Name of the node that it tried to reach.
+    pub name: String,
+    /// That node's address for peers.
+    pub address: String,
+    /// Microseconds of one request and its answer, if it was reached.
+    pub latency_micros: Option<u64>,
+    /// `ok`, `failed`, or `unknown`: the source could not be asked.
+    pub status: String,
+    /// Why not, if it was not reached.
+    pub message: String,
+}
+
 /// A copy that is still on a drained node.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

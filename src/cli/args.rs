@@ -161,6 +161,20 @@ pub(super) enum ClusterVerb {
         #[arg(value_name = "FILE")]
         file: PathBuf,
     },
+    /// Go on from this node's replica of the control plane after a majority of its voters is lost for good
+    #[command(
+        after_help = "Only when the lost nodes are down and stay so until this command is through: if they are merely cut off, there would be two\n\
+        control planes, and a volume could be written on both sides. What only the lost nodes knew is lost: the last changes of volumes and nodes\n\
+        that had not reached this node. Run it on the survivor that has been in touch longest; a survivor that knows more is named. Lost nodes that\n\
+        return join the recovered control plane by themselves.\n\nExample:\n  storageos cluster recover --yes"
+    )]
+    Recover {
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Say which node reaches which; exit code 0 if all do, 1 if not
+    Connectivity(ListOptions),
 }
 
 const IMPORT_HELP: &str = "\
@@ -225,6 +239,24 @@ pub(super) enum NodeVerb {
         /// Names or ids
         #[arg(required = true, value_name = "NODE")]
         nodes: Vec<String>,
+    },
+    /// Delete nodes that are offline for good and hold no copies; their names are free then
+    #[command(
+        after_help = "A deleted node that comes back is refused. To use the machine again, remove the daemon's data directory and join.\n\n\
+        Example:\n  storageos node drain n3        (if it still runs)\n  storageos node delete n3"
+    )]
+    Delete {
+        /// Names or ids
+        #[arg(required = true, value_name = "NODE")]
+        nodes: Vec<String>,
+    },
+    /// Say whether a node reaches the others; exit code 0 if it reaches all, 1 if not
+    Connectivity {
+        #[command(flatten)]
+        list: ListOptions,
+        /// Name or id
+        #[arg(value_name = "NODE")]
+        node: String,
     },
     /// Let drained nodes hold copies again
     Undrain {
@@ -315,6 +347,13 @@ pub(super) struct RunOptions {
     /// Make a new cluster if this node is in none
     #[arg(long, conflicts_with = "join")]
     pub(super) init: bool,
+    /// How long a voter of the control plane may be away before another node votes in its place; the same on every node
+    #[arg(long, value_name = "TIME", default_value = "10s")]
+    pub(super) voter_grace: String,
+    /// How long a lost copy's node may be away before a new copy takes its place elsewhere, and before its mounts are
+    /// released; the same on every node
+    #[arg(long, value_name = "TIME", default_value = "60s")]
+    pub(super) replace_after: String,
     /// Join the cluster of one of these members if this node is in none; tried until one answers. With etcd: the cluster that it
     /// holds, no address needed
     #[arg(long, value_name = "ADDR:PORT,…", value_delimiter = ',', num_args = 0..=1)]

@@ -1,11 +1,12 @@
 //! `storageos cluster …`
 
 use super::args::{ClusterVerb, HealthFormat};
-use super::{output, print};
-use crate::api::types::{ClusterHealth, ClusterInfo, InitRequest, JoinRequest, Membership};
+use super::{connectivity, output, print};
+use crate::api::types::{ClusterHealth, ClusterInfo, InitRequest, JoinRequest, Membership, RecoverRequest, Recovery};
 use crate::api::{ApiError, Client, Code};
 use crate::cluster::Export;
 use crate::node::{self, ImportError};
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 pub(super) async fn run(client: &Client, verb: ClusterVerb) -> Result<ExitCode, ApiError> {
@@ -47,6 +48,18 @@ pub(super) async fn run(client: &Client, verb: ClusterVerb) -> Result<ExitCode, 
                 .map_err(refused)?;
             print(&format!("{}\n", export.cluster))?;
         }
+        ClusterVerb::Connectivity(list) => {
+            return connectivity::show(client, "/v1/cluster/connectivity", &list).await;
+        }
+        ClusterVerb::Recover { yes } => {
+            confirm(yes)?;
+            let done: Recovery = client.post("/v1/cluster/recover", &RecoverRequest {}).await?;
+            print(&format!("{}\n", done.node_name))?;
+            eprintln!(
+                "the control plane goes on from node {} with {} volumes; see: storageos cluster health",
+                done.node_name, done.volumes
+            );
+        }
         ClusterVerb::Inspect => {
             let cluster: ClusterInfo = client.get("/v1/cluster").await?;
             print(&output::json(&[cluster])?)?;
@@ -65,6 +78,32 @@ fn refused(error: ImportError) -> ApiError {
         ImportError::Store(_) => Code::Unavailable,
     };
     ApiError::new(code, error.to_string())
+}
+
+/// The word that stands for having read the warning.
+const WORD: &str = "recover";
+
+/// Warns, and asks for a word unless told not to.
+fn confirm(yes: bool) -> Result<(), ApiError> {
+    eprintln!(
+        "This makes this node's replica the cluster's control plane, without the voters that do not answer.\n\
+         If they are alive behind a broken network, volumes may then be written on both sides, and one side's writes will be lost.\n\
+         Make sure that they are down. What only they knew (the last changes of volumes and nodes) is lost."
+    );
+    if yes {
+        return Ok(());
+    }
+    let refused = |why: &str| ApiError::new(Code::Usage, why).hint(format!("type {WORD} when asked, or give --yes"));
+    if !std::io::stdin().is_terminal() {
+        return Err(refused("nobody is there to confirm this"));
+    }
+    eprint!("Type {WORD} to go on: ");
+    let mut line = String::new();
+    let read = std::io::stdin().read_line(&mut line);
+    match read {
+        Ok(_) if line.trim() == WORD => Ok(()),
+        _ => Err(refused("not confirmed, nothing was done")),
+    }
 }
 
 /// One line.

@@ -5,6 +5,7 @@
 
 mod args;
 mod cluster;
+mod connectivity;
 mod debug;
 mod drain;
 mod events;

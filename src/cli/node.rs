@@ -1,7 +1,7 @@
 //! `storageos node …`, without `run`.
 
 use super::args::NodeVerb;
-use super::{drain, for_each, output, print, volume::labels};
+use super::{connectivity, drain, for_each, output, print, volume::labels};
 use crate::api::types::{NodeInfo, NodeUpdate};
 use crate::api::{ApiError, Client, Code, escape};
 use jiff::Timestamp;
@@ -55,6 +55,17 @@ pub(super) async fn run(client: &Client, verb: NodeVerb) -> Result<ExitCode, Api
             timeout,
             nodes,
         } => return drain::drain(client, &nodes, no_wait, timeout.as_deref()).await,
+        NodeVerb::Delete { nodes } => {
+            return for_each(&nodes, async |name| {
+                client.delete(&format!("/v1/nodes/{}", escape(name))).await?;
+                print(&format!("{name}\n"))
+            })
+            .await;
+        }
+        NodeVerb::Connectivity { list, node } => {
+            let path = format!("/v1/nodes/{}/connectivity", escape(&node));
+            return connectivity::show(client, &path, &list).await;
+        }
         NodeVerb::Undrain { nodes } => return drain::undrain(client, &nodes).await,
         NodeVerb::Update {
             label_add,

@@ -1,6 +1,7 @@
 //! `storageos node run`: the daemon's process: logs, signals, exit code.
 
 use super::args::RunOptions;
+use super::mount::parse_time;
 use super::volume::labels;
 use crate::api::{ApiError, Code, DEFAULT_SOCKET, SOCKET_IN_DATA_DIR};
 use crate::cluster::Timing;
@@ -82,6 +83,14 @@ fn config(options: RunOptions) -> Result<NodeConfig, ApiError> {
             None => Start::Wait,
         }
     };
+    let mut control = options.control;
+    if let ControlConfig::Embedded(raft) = &mut control {
+        raft.voter_grace = parse_time(&options.voter_grace)?;
+    }
+    let timing = Timing {
+        grace: parse_time(&options.replace_after)?,
+        ..Timing::default()
+    };
     Ok(NodeConfig {
         data_dir: options.data_dir,
         listen: options.listen,
@@ -89,11 +98,11 @@ fn config(options: RunOptions) -> Result<NodeConfig, ApiError> {
         name: options.name,
         labels: labels(&options.label)?,
         sockets,
-        control: options.control,
+        control,
         start,
         lease: DEFAULT_LEASE,
         replication: Options::default(),
-        timing: Timing::default(),
+        timing,
         scrub: (options.scrub_days.0 > 0.0).then(|| Duration::from_secs_f64(options.scrub_days.0 * 86400.0)),
     })
 }

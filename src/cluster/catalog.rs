@@ -6,7 +6,7 @@
 //! A store repeats a transaction whose answer was lost, and then the first attempt may be what the second conflicts with. So an
 //! operation that finds its very own doing there has succeeded.
 
-use super::records::{Key, decode, encode, encode_id, name_key};
+use super::records::{Deleted, Key, decode, encode, encode_id, name_key};
 use super::store::{Change, Compare, ControlError, ControlStore, LeaseId, Outcome, Revision, Row, Transaction};
 use super::view::{View, follow};
 use crate::volume::{
@@ -58,6 +58,9 @@ pub enum CatalogError {
     /// The present state of the volume does not allow it.
     #[error("{0}")]
     Refused(String),
+    /// The node was deleted from the cluster and wants to come back.
+    #[error("{}", deleted_text(.0))]
+    Deleted(String),
     /// Not enough nodes for its copies.
     #[error(transparent)]
     Placement(#[from] PlacementError),
@@ -250,11 +253,17 @@ impl Catalog {
     /// Registers this node or renews its record; what operators set (labels, cordon, drain) is kept. Returns the record.
     ///
     /// # Errors
-    /// [`CatalogError::Exists`] if another node has the name, [`CatalogError::Unavailable`]
+    /// [`CatalogError::Exists`] if another node has the name, [`CatalogError::Deleted`], [`CatalogError::Unavailable`]
     pub async fn register_node(&self, node: &Node) -> Result<Node, CatalogError> {
         check_name(&node.name)?;
         for _ in 0..ATTEMPTS {
             let key = Key::Node(node.id).text();
+            let grave = Key::Deleted(node.id).text();
+            if let Some(row) = self.store.get(&grave).await? {
+                return Err(CatalogError::Deleted(
+                    grave_name(&grave, &row.value).unwrap_or_default(),
+                ));
+            }
             let held = name_key("nodes", &node.name);
             let holder = self.store.get(&held).await?;
             let holds = holder.as_ref().and_then(|row| decode::<NodeId>(&held, &row.value));
@@ -276,7 +285,11 @@ impl Catalog {
                     });
                 }
             }
-            let compares = vec![compare(&key, revision(&row)), compare(&held, revision(&holder))];
+            let compares = vec![
+                compare(&key, revision(&row)),
+                compare(&held, revision(&holder)),
+                compare(&grave, 0),
+            ];
             changes.push(put(key, encode(&new)));
             changes.push(put(held, encode_id(&new.id)));
             if self.transact(compares, changes).await? {
@@ -309,6 +322,48 @@ impl Catalog {
                 .await?
             {
                 return Ok(node);
+            }
+        }
+        Err(CatalogError::Conflict(format!("node `{id}`")))
+    }
+
+    /// Deletes a node that is offline and holds no copy that anybody could miss; its name is free then, and its id never comes back.
+    /// Lost copies of it are forgotten by the controller.
+    ///
+    /// # Errors
+    /// [`CatalogError::NotFound`], [`CatalogError::InUse`] with what is in the way, [`CatalogError::Unavailable`]
+    pub async fn delete_node(&self, id: NodeId) -> Result<(), CatalogError> {
+        for attempt in 0..ATTEMPTS {
+            let key = Key::Node(id).text();
+            let Some(row) = self.store.get(&key).await? else {
+                if attempt > 0 {
+                    // Our own first attempt, whose answer was lost.
+                    return Ok(());
+                }
+                return Err(not_found("node", &id.to_string()));
+            };
+            let node: Node = read(&key, &row)?;
+            if let Some(why) = needed(&self.view().await?, &node) {
+                return Err(CatalogError::InUse(format!(
+                    "node `{}` cannot be deleted: {why}",
+                    node.name
+                )));
+            }
+            let grave = Deleted {
+                name: node.name.clone(),
+                at: Timestamp::now(),
+            };
+            let changes = vec![
+                Change::Delete { key: key.clone() },
+                Change::Delete {
+                    key: name_key("nodes", &node.name),
+                },
+                put(Key::Deleted(id).text(), encode(&grave)),
+            ];
+            // A node that comes back at this very moment is a conflict.
+            let compares = vec![compare(&key, row.revision), compare(&Key::Live(id).text(), 0)];
+            if self.transact(compares, changes).await? {
+                return Ok(());
             }
         }
         Err(CatalogError::Conflict(format!("node `{id}`")))
@@ -682,6 +737,50 @@ pub fn candidates(view: &View) -> Vec<Candidate<'_>> {
             copies: view.copies_on(node.id),
         })
         .collect()
+}
+
+/// Why a node may not be deleted, if so.
+fn needed(view: &View, node: &Node) -> Option<String> {
+    if view.live.contains(&node.id) {
+        return Some("it is online; drain it (storageos node drain), stop its daemon, then delete it".to_owned());
+    }
+    let (mut holds, mut last) = (Vec::new(), Vec::new());
+    for volume in view.volumes.values() {
+        let configuration = &volume.configuration;
+        let name = format!("{}/{}", volume.namespace, volume.name);
+        if configuration.in_sync.contains(&node.id) || configuration.syncing.contains(&node.id) {
+            holds.push(name);
+        } else if configuration.lost.contains_key(&node.id)
+            && !configuration.in_sync.iter().any(|holder| view.live.contains(holder))
+        {
+            last.push(name);
+        }
+    }
+    if !holds.is_empty() {
+        return Some(format!(
+            "it holds copies of {}; wait until they are replaced, or remove the volumes",
+            holds.join(", ")
+        ));
+    }
+    (!last.is_empty()).then(|| {
+        format!(
+            "no up-to-date copy of {} is online, and its out-of-date one may be all that is left",
+            last.join(", ")
+        )
+    })
+}
+
+/// What a deleted node is told.
+pub(super) fn deleted_text(name: &str) -> String {
+    format!(
+        "this node (`{name}`) was deleted from the cluster; to use the machine again, stop the daemon, remove its data directory, and let it \
+         join as a new node"
+    )
+}
+
+/// The name in a deleted node's row.
+pub(super) fn grave_name(key: &str, value: &str) -> Option<String> {
+    decode::<Deleted>(key, value).map(|grave| grave.name)
 }
 
 fn put(key: String, value: String) -> Change {

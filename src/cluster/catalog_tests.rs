@@ -314,3 +314,50 @@ async fn an_operation_whose_answer_was_lost_is_not_refused_by_its_own_first_atte
     assert_eq!(catalog.remove_volume(&name("v"), false).await.unwrap().id, volume.id);
     assert!(catalog.remove_volume(&name("v"), false).await.is_err());
 }
+
+#[tokio::test]
+async fn only_an_offline_node_without_copies_is_deleted_and_it_stays_so() {
+    let catalog = catalog(3).await;
+    let volume = catalog.create_volume(&new("v", "1"), 1).await.unwrap();
+    let copies = volume.configuration.in_sync.clone();
+    let [holder, free] = [true, false].map(|holds| {
+        let mut ids = (1..=3).map(|i| NodeId::from_bytes([i; 16]));
+        ids.find(|id| copies.contains(id) == holds).unwrap()
+    });
+    let die = async |id: NodeId| {
+        let row = catalog.store().get(&format!("live/{id}")).await.unwrap().unwrap();
+        catalog.store().revoke(row.lease.unwrap()).await.unwrap();
+    };
+    let refused = async |id| catalog.delete_node(id).await.unwrap_err().to_string();
+    assert!(refused(free).await.contains("it is online"));
+    die(holder).await;
+    assert!(refused(holder).await.contains("holds copies of default/v"));
+    // A lost copy is no obstacle while another one is online, and is when none is.
+    let mut lost = volume.configuration.clone();
+    lost.epoch += 1;
+    lost.in_sync.remove(&holder);
+    lost.lost.insert(holder, Timestamp::now());
+    lost.master = lost.in_sync.first().copied();
+    catalog.swap_configuration(volume.id, 1, &lost, "a test").await.unwrap();
+    let other = lost.master.unwrap();
+    die(other).await;
+    assert!(refused(holder).await.contains("may be all that is left"));
+    let lease = catalog.store().grant(Duration::from_secs(60)).await.unwrap();
+    catalog.set_live(other, lease).await.unwrap();
+    let record = catalog.view().await.unwrap().nodes[&holder].clone();
+    catalog.delete_node(holder).await.unwrap();
+    let again = catalog.register_node(&record).await.unwrap_err();
+    assert!(
+        matches!(&again, CatalogError::Deleted(name) if *name == record.name),
+        "{again}"
+    );
+    let fresh = Node {
+        id: NodeId::random(),
+        ..Node::clone(&record)
+    };
+    catalog.register_node(&fresh).await.unwrap();
+    assert!(matches!(
+        catalog.delete_node(holder).await,
+        Err(CatalogError::NotFound { .. })
+    ));
+}

@@ -20,7 +20,13 @@ pub enum Command {
     Grant(Duration),
     /// A lease ended, by its owner or by time.
     Revoke(LeaseId),
+    /// The control plane was recovered from one replica, for the time of this number: revisions begin above all that the lost
+    /// members may have seen, and watchers read everything again.
+    Recovered(u64),
 }
+
+/// Numbers (revisions of the store, epochs of volumes) that a control plane can use up before it has to be recovered again.
+pub const RECOVERY_STEP: u64 = 1 << 40;
 
 /// What a command came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,6 +37,8 @@ pub enum Answer {
     Granted(LeaseId),
     /// Whether there was such a lease.
     Revoked(bool),
+    /// The first revision after the recovery.
+    Recovered(Revision),
 }
 
 /// The rows, the leases, and the latest events.
@@ -56,6 +64,13 @@ impl Kv {
                 Answer::Granted(self.next_lease)
             }
             Command::Revoke(lease) => Answer::Revoked(self.revoke(*lease)),
+            Command::Recovered(number) => {
+                let floor = number.saturating_mul(RECOVERY_STEP);
+                self.revision = self.revision.max(floor).saturating_add(1);
+                self.history.clear();
+                self.compacted = self.revision;
+                Answer::Recovered(self.revision)
+            }
         }
     }
 
@@ -238,6 +253,22 @@ mod tests {
         let events = kv.events("n/", 1).unwrap();
         assert_eq!((events.len(), events[0].row.clone(), events[0].revision), (1, None, 2));
         assert!(kv.events("", 0).unwrap().len() == 3);
+    }
+
+    #[test]
+    fn after_a_recovery_revisions_are_new_and_watchers_start_again() {
+        let mut kv = Kv::default();
+        transact(&mut kv, &[], vec![put("k", "v", None)]);
+        let first = RECOVERY_STEP + 1;
+        assert_eq!(kv.apply(&Command::Recovered(1)), Answer::Recovered(first));
+        assert_eq!(kv.events("k", 1), Err(first));
+        assert_eq!(kv.events("k", first), Ok(vec![]));
+        assert_eq!(kv.get("k").unwrap().value, "v");
+        assert_eq!(
+            transact(&mut kv, &[("k", 1)], vec![put("k", "w", None)]),
+            Outcome::Committed(first + 1)
+        );
+        assert_eq!(kv.apply(&Command::Recovered(1)), Answer::Recovered(first + 2));
     }
 
     #[test]

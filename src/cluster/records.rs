@@ -29,6 +29,15 @@ pub(super) enum Key {
     Volume(VolumeId),
     /// Goes with the node's lease.
     Live(NodeId),
+    /// A node that was deleted and may not come back.
+    Deleted(NodeId),
+}
+
+/// What stays of a deleted node.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Deleted {
+    pub(super) name: String,
+    pub(super) at: jiff::Timestamp,
 }
 
 /// The prefix under which names are reserved; see [`name_key`].
@@ -42,6 +51,7 @@ impl Key {
             Some(("nodes", id)) => id.parse().ok().map(Self::Node),
             Some(("volumes", id)) => id.parse().ok().map(Self::Volume),
             Some(("live", id)) => id.parse().ok().map(Self::Live),
+            Some(("deleted", id)) => id.parse().ok().map(Self::Deleted),
             _ => None,
         }
     }
@@ -53,6 +63,7 @@ impl Key {
             Self::Node(id) => format!("nodes/{id}"),
             Self::Volume(id) => format!("volumes/{id}"),
             Self::Live(id) => format!("live/{id}"),
+            Self::Deleted(id) => format!("deleted/{id}"),
         }
     }
 }

@@ -56,7 +56,7 @@ impl View {
                     self.live.remove(&id);
                 }
             }
-            None => {}
+            Some(Key::Deleted(_)) | None => {}
         }
     }
 

@@ -19,7 +19,8 @@ impl From<CatalogError> for ApiError {
             CatalogError::Exists { .. }
             | CatalogError::Conflict(_)
             | CatalogError::Epoch(_)
-            | CatalogError::InUse(_) => Self::conflict(message),
+            | CatalogError::InUse(_)
+            | CatalogError::Deleted(_) => Self::conflict(message),
             CatalogError::Refused(_) => {
                 Self::conflict(message).hint("wait until its replicas are back, or insist with --force")
             }

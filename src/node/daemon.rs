@@ -16,7 +16,7 @@ use super::volumes::Volumes;
 use super::{NodeConfig, Start, records};
 use crate::api::types::Membership;
 use crate::api::{self, ApiError, SocketError};
-use crate::cluster::{self, Catalog, ControlError, View, keep_node_alive};
+use crate::cluster::{self, Catalog, ControlError, RecoverError, View, keep_node_alive};
 use crate::fs::{FileSystem, FsError};
 use crate::replication::{DiskCopies, Environment, ReplicaHost};
 use crate::rpc::{Identity, Kind, Server};
@@ -135,6 +135,16 @@ pub(super) struct Joined {
 }
 
 impl Joined {
+    /// Takes a deleted node out of the control plane's membership.
+    pub(super) async fn remove_member(&self, node: NodeId) -> Result<(), ControlError> {
+        self.plane.remove_member(node).await
+    }
+
+    /// Makes this node's replica the control plane.
+    pub(super) async fn recover_plane(&self) -> Result<u64, RecoverError> {
+        self.plane.recover().await
+    }
+
     /// The control plane's leader and voters.
     pub(super) fn status(&self) -> PlaneStatus {
         self.plane.status()
@@ -160,6 +170,9 @@ impl Shared {
 
     fn not_joined(&self) -> ApiError {
         let node = &self.name;
+        if let Some(why) = self.plane.expelled() {
+            return ApiError::conflict(why);
+        }
         if self.identity.cluster().is_some() || !matches!(self.config.start, Start::Wait) {
             return ApiError::unavailable(format!("node {node} is not a working member of its cluster yet"))
                 .hint("it is starting or waiting for the other nodes; see its log");
@@ -270,6 +283,7 @@ impl Shared {
             scrubber: scrubber.clone(),
             host: self.host.clone(),
             mounts: mounts.clone(),
+            nodes: nodes.clone(),
             problems: volumes.problems.clone(),
             journal: self.journal.clone(),
             directory: self.data.volumes(),
@@ -560,6 +574,8 @@ impl Daemon {
             joined.tasks.close();
             bounded("tasks", joined.tasks.wait()).await;
         }
+        // While the others can still be asked: a voter that is away counts for the majority, one that handed its vote over does not.
+        bounded("vote", self.shared.plane.retire()).await;
         self.shared.stop.cancel();
         bounded("control plane", self.shared.plane.stop()).await;
         self.api_stop.cancel();

@@ -14,6 +14,7 @@ mod data_dir;
 mod inspect;
 mod journal;
 mod keeper;
+mod membership;
 mod mounts;
 mod operations;
 mod plane;

@@ -25,7 +25,7 @@ fn reference(namespace: &str, volume: &str) -> Result<VolumeRef, ApiError> {
     VolumeRef::new(namespace, volume).map_err(|error| ApiError::invalid(error.to_string()))
 }
 
-fn find_node(view: &View, node: &str) -> Result<Arc<Node>, ApiError> {
+pub(super) fn find_node(view: &View, node: &str) -> Result<Arc<Node>, ApiError> {
     view.node(node)
         .cloned()
         .ok_or_else(|| ApiError::not_found("node", node))
@@ -234,6 +234,23 @@ impl Operations for Shared {
             })
             .await?;
         Ok(joined.node_info(&changed, &view))
+    }
+
+    async fn cluster_recover(&self) -> Result<Recovery, ApiError> {
+        // A member that is not ready may be just what has to be recovered.
+        self.joining()?.recover(&self.name).await
+    }
+
+    async fn node_delete(&self, node: &str) -> Result<(), ApiError> {
+        self.joined()?.delete_node(node).await
+    }
+
+    async fn node_connectivity(&self, node: &str) -> Result<Vec<Connectivity>, ApiError> {
+        self.joined()?.connectivity_of(node).await
+    }
+
+    async fn cluster_connectivity(&self) -> Result<Vec<Connectivity>, ApiError> {
+        self.joined()?.connectivity().await
     }
 
     async fn node_drain(&self, node: &str) -> Result<DrainInfo, ApiError> {

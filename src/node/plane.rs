@@ -3,7 +3,8 @@
 use super::data_dir::DataDir;
 use crate::api::ApiError;
 use crate::cluster::{
-    Catalog, ControlError, ControlStore, EtcdConfig, EtcdStore, MemoryStore, RaftSettings, RaftStore, View,
+    Catalog, ControlError, ControlStore, EtcdConfig, EtcdStore, MemoryStore, RaftSettings, RaftStore, RecoverError,
+    View,
 };
 use crate::rpc::{Connection, Identity};
 use crate::volume::{ClusterId, NodeId};
@@ -203,6 +204,39 @@ impl Plane {
             Self::Embedded(store) => store.serve(connection).await,
             // Its daemons share memory, or etcd, and have nothing to say to each other but that they are there.
             Self::Etcd(_) | Self::Memory(_) => drop(connection),
+        }
+    }
+
+    /// Why this node is no member any more, if so.
+    pub(super) fn expelled(&self) -> Option<String> {
+        match self {
+            Self::Embedded(store) => store.expelled(),
+            Self::Etcd(_) | Self::Memory(_) => None,
+        }
+    }
+
+    /// Hands this node's vote over, as far as there is somebody to take it.
+    pub(super) async fn retire(&self) {
+        if let Self::Embedded(store) = self
+            && let Err(error) = store.retire().await
+        {
+            tracing::warn!(%error, "this node's vote could not be handed over");
+        }
+    }
+
+    /// Takes a deleted node out of the membership.
+    pub(super) async fn remove_member(&self, node: NodeId) -> Result<(), ControlError> {
+        match self {
+            Self::Embedded(store) => store.remove_member(node).await,
+            Self::Etcd(_) | Self::Memory(_) => Ok(()),
+        }
+    }
+
+    /// Makes this node's replica the control plane, alone.
+    pub(super) async fn recover(&self) -> Result<u64, RecoverError> {
+        match self {
+            Self::Embedded(store) => store.recover().await,
+            Self::Etcd(_) | Self::Memory(_) => Err(RecoverError::Elsewhere),
         }
     }
 

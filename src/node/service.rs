@@ -26,6 +26,8 @@ const MAX_REQUESTS: usize = 64;
 pub(super) const MAX_VOLUMES: usize = 4096;
 /// How long a question about states may take.
 const ASK: Duration = Duration::from_secs(2);
+/// Nodes that one question about connections may name.
+const MAX_NODES: usize = 1024;
 /// How long unmounting on another node may take: it closes the file system.
 const UNMOUNT: Duration = Duration::from_secs(90);
 /// How long comparing copies may take.
@@ -70,6 +72,15 @@ pub(super) struct Runtime {
     pub(super) scrub: Option<Pass>,
 }
 
+/// Whether a node was reached.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) enum Reached {
+    /// In so many microseconds, there and back.
+    Micros(u64),
+    /// Why not.
+    Not(String),
+}
+
 /// The service; see the module's text.
 #[tarpc::service]
 pub(super) trait NodeService {
@@ -85,6 +96,8 @@ pub(super) trait NodeService {
     async fn scrub(volume: VolumeId, start: bool) -> Result<Option<Pass>, Refused>;
     /// The events that the node recorded from a time on.
     async fn events(since: Option<Timestamp>) -> Vec<Event>;
+    /// Which of these nodes, at these addresses, it reaches.
+    async fn reach(nodes: BTreeMap<NodeId, String>) -> BTreeMap<NodeId, Reached>;
     /// Answers at once.
     async fn ping() -> ();
 }
@@ -95,6 +108,7 @@ pub(super) struct NodeServer {
     pub(super) scrubber: Arc<Scrubber>,
     pub(super) host: Arc<ReplicaHost>,
     pub(super) mounts: Arc<Mounts>,
+    pub(super) nodes: Arc<Nodes>,
     pub(super) problems: Arc<Mutex<BTreeMap<VolumeId, String>>>,
     pub(super) journal: Arc<Journal>,
     /// Where the copies are.
@@ -197,6 +211,10 @@ impl NodeService for NodeServer {
         self.journal.since(since)
     }
 
+    async fn reach(self, _: Context, nodes: BTreeMap<NodeId, String>) -> BTreeMap<NodeId, Reached> {
+        self.nodes.reach(nodes).await
+    }
+
     async fn ping(self, _: Context) {}
 }
 
@@ -235,6 +253,51 @@ impl Nodes {
             .await
             .map_err(|error| ApiError::unavailable(format!("the node at {address} does not answer: {error}")))?;
         Ok(NodeServiceClient::from(channel))
+    }
+
+    /// Which nodes are reached from here, all tried at once.
+    pub(super) async fn reach(&self, nodes: BTreeMap<NodeId, String>) -> BTreeMap<NodeId, Reached> {
+        let tries = nodes.into_iter().take(MAX_NODES).map(|(node, address)| async move {
+            let reached = match tokio::time::timeout(ASK, self.ping(node, &address)).await {
+                Ok(Ok(time)) => Reached::Micros(u64::try_from(time.as_micros()).unwrap_or(u64::MAX)),
+                Ok(Err(error)) => Reached::Not(error.message),
+                Err(_) => Reached::Not(format!("the node at {address} does not answer within {ASK:?}")),
+            };
+            (node, reached)
+        });
+        futures::future::join_all(tries).await.into_iter().collect()
+    }
+
+    /// The time of one request and its answer; the connection is opened before it counts.
+    async fn ping(&self, node: NodeId, address: &str) -> Result<Duration, ApiError> {
+        let client = self.client(node, address).await?;
+        let start = Instant::now();
+        client
+            .ping(within(ASK))
+            .await
+            .map_err(|error| ApiError::unavailable(format!("the node at {address} does not answer: {error}")))?;
+        Ok(start.elapsed())
+    }
+
+    /// Which nodes another node reaches.
+    pub(super) async fn ask_reach(
+        &self,
+        node: NodeId,
+        address: &str,
+        nodes: BTreeMap<NodeId, String>,
+    ) -> Result<BTreeMap<NodeId, Reached>, ApiError> {
+        // Its own tries take as long as one that fails here.
+        let limit = ASK * 2;
+        let asking = async {
+            let client = self.client(node, address).await?;
+            client
+                .reach(within(limit), nodes)
+                .await
+                .map_err(|error| ApiError::unavailable(format!("the node at {address} does not answer: {error}")))
+        };
+        tokio::time::timeout(limit, asking)
+            .await
+            .unwrap_or_else(|_| Err(ApiError::unavailable(format!("the node at {address} does not answer"))))
     }
 
     /// What a node knows of volumes; `None`: it does not answer in time.

@@ -15,5 +15,6 @@ mod failure_modes;
 mod harness;
 mod integrity;
 mod kills;
+mod losses;
 mod nodes;
 mod posix;

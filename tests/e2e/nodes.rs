@@ -87,3 +87,42 @@ fn drained_nodes_are_emptied_while_the_volume_is_written() {
     cluster.unmount(&mount);
     cluster.verify_identical("data", 2);
 }
+
+#[test]
+fn a_deleted_nodes_name_is_free_and_it_may_not_come_back() {
+    let mut cluster = Cluster::start(4);
+    cluster.create("data", 1);
+    let copies = holders(&cluster, "data");
+    let index = (1..4).find(|i| !copies.contains(&cluster.nodes[*i].name)).unwrap();
+    let name = cluster.nodes[index].name.clone();
+    let error = cluster.cli(&["node", "delete", &name]).fails_with(4);
+    assert!(error.contains("it is online"), "{error}");
+    let said = cluster.cli(&["cluster", "connectivity"]);
+    assert_eq!(said.out.lines().count(), 1 + 4 * 3, "{}", said.out);
+    assert!(said.ok().starts_with("SOURCE  NAME  ADDRESS"));
+
+    cluster.nodes[index].kill();
+    let said = cluster.cli(&["node", "connectivity", "n1", "--format", "{{.Name}} {{.Status}}"]);
+    assert!(said.out.contains(&format!("{name} failed")), "{}", said.out);
+    said.fails_with(1);
+    eventually("the node counts as offline and is deleted", || {
+        (cluster.cli(&["node", "delete", &name]).code == 0).then_some(())
+    });
+    assert!(!cluster.cli(&["node", "ls", "-q"]).ok().lines().any(|n| n == name));
+    cluster.cli(&["node", "delete", &name]).fails_with(3);
+
+    // The old daemon is told why it is not taken back.
+    cluster.nodes[index].spawn();
+    eventually("the deleted node is refused", || {
+        let said = cluster.nodes[index].cli(&["node", "ls"]);
+        (said.code == 4 && said.err.contains("was deleted from the cluster")).then_some(())
+    });
+    assert_eq!(cluster.cli(&["node", "ls", "-q"]).ok().lines().count(), 3);
+    cluster.nodes[index].kill();
+
+    // A new node may have the name.
+    cluster.nodes[index].directory = cluster.directory.join("fresh");
+    cluster.nodes[index].start();
+    cluster.wait_for_live_nodes(4);
+    assert!(cluster.cli(&["node", "ls", "-q"]).ok().lines().any(|n| n == name));
+}

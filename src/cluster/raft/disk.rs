@@ -1,18 +1,28 @@
 //! What the control store keeps on disk: the Raft log, the vote, and the last snapshot, in one redb database.
 //!
 //! Every change is durable before it returns. Values are postcard; the tables are described in `docs/formats.md`.
+//!
+//! A handle can be succeeded ([`Disk::successor`]), when the protocol is started anew on the same file: the old handles, which tasks of the
+//! stopped protocol may still have, write nothing any more.
 
+use super::service::Incarnation;
 use super::types::{Entry, LogId, StorageError, TypeConfig};
+use crate::cluster::kv::Command;
 use crate::cluster::store::ControlError;
 use crate::volume::NodeId;
 use openraft::storage::{LogFlushed, LogState, RaftLogStorage};
-use openraft::{AnyError, ErrorSubject, ErrorVerb, RaftLogReader, StorageIOError, Vote};
+use openraft::{
+    AnyError, BasicNode, CommittedLeaderId, EntryPayload, ErrorSubject, ErrorVerb, Membership, RaftLogReader,
+    StorageIOError, Vote,
+};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Serialize, de::DeserializeOwned};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::ops::RangeBounds;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 const LOG: TableDefinition<u64, &[u8]> = TableDefinition::new("log");
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
@@ -21,6 +31,10 @@ const VERSION_KEY: &str = "version";
 const VOTE: &str = "vote";
 const COMMITTED: &str = "committed";
 const PURGED: &str = "purged";
+/// Which control plane of the cluster's this is a replica of.
+pub(super) const INCARNATION: &str = "incarnation";
+/// Where members are, for a replica that was emptied and must join again.
+pub(super) const REJOIN: &str = "rejoin";
 /// Last snapshot: its description and the state machine.
 pub(super) const SNAPSHOT: &str = "snapshot";
 const VERSION: u32 = 1;
@@ -29,6 +43,8 @@ const VERSION: u32 = 1;
 #[derive(Clone)]
 pub(super) struct Disk {
     database: Arc<Database>,
+    generation: u64,
+    current: Arc<AtomicU64>,
 }
 
 impl Disk {
@@ -74,7 +90,107 @@ impl Disk {
         txn.commit()?;
         Ok(Self {
             database: Arc::new(database),
+            generation: 0,
+            current: Arc::default(),
         })
+    }
+
+    /// A handle that takes over from this one and its clones.
+    pub(super) fn successor(&self) -> Self {
+        Self {
+            database: self.database.clone(),
+            generation: self.current.fetch_add(1, Ordering::SeqCst) + 1,
+            current: self.current.clone(),
+        }
+    }
+
+    /// redb lets one write at a time in: what was begun before a succession ends before the successor's first.
+    fn begin_write(&self) -> Result<redb::WriteTransaction, AnyError> {
+        let txn = self.database.begin_write().map_err(any)?;
+        if self.current.load(Ordering::SeqCst) == self.generation {
+            Ok(txn)
+        } else {
+            Err(AnyError::error("the control plane was started anew since"))
+        }
+    }
+
+    /// Which control plane this is a replica of.
+    pub(super) fn incarnation(&self) -> Result<Incarnation, AnyError> {
+        Ok(self.read(INCARNATION)?.unwrap_or_default())
+    }
+
+    /// Where members are, for a replica that must join again.
+    pub(super) fn rejoin(&self) -> Result<Vec<String>, AnyError> {
+        Ok(self.read(REJOIN)?.unwrap_or_default())
+    }
+
+    /// The last place in the log.
+    pub(super) fn last_log_id(&self) -> Result<Option<LogId>, AnyError> {
+        let purged: Option<LogId> = self.read(PURGED)?;
+        Ok(self.last()?.map(|entry| entry.log_id).max(purged))
+    }
+
+    /// The newest membership in the log, committed or not.
+    pub(super) fn last_membership(&self) -> Result<Option<Membership<NodeId, BasicNode>>, AnyError> {
+        let entries = self.entries(..)?.into_iter().rev();
+        let mut memberships = entries.filter_map(|entry| match entry.payload {
+            EntryPayload::Membership(membership) => Some(membership),
+            _ => None,
+        });
+        Ok(memberships.next())
+    }
+
+    /// Empties the replica: it belongs to another control plane of its cluster from now on, and learns everything from that one.
+    pub(super) fn give_way(&self, to: Incarnation, rejoin: &[String]) -> Result<(), AnyError> {
+        let txn = self.begin_write()?;
+        {
+            let mut log = txn.open_table(LOG).map_err(any)?;
+            log.retain(|_, _| false).map_err(any)?;
+            let mut meta = txn.open_table(META).map_err(any)?;
+            for key in [VOTE, COMMITTED, PURGED, SNAPSHOT] {
+                meta.remove(key).map_err(any)?;
+            }
+            meta.insert(INCARNATION, &postcard::to_allocvec(&to).map_err(any)?[..])
+                .map_err(any)?;
+            meta.insert(REJOIN, &postcard::to_allocvec(rejoin).map_err(any)?[..])
+                .map_err(any)?;
+        }
+        txn.commit().map_err(any)
+    }
+
+    /// Makes this node the only voter, at a higher term, of a new control plane that goes on from this replica. Everything in the log counts, also
+    /// what is not known to be committed: it may have been.
+    pub(super) fn take_over(
+        &self,
+        node: NodeId,
+        members: BTreeMap<NodeId, BasicNode>,
+        incarnation: Incarnation,
+    ) -> Result<(), AnyError> {
+        let last = self
+            .last_log_id()?
+            .ok_or_else(|| AnyError::error("this replica is empty"))?;
+        let vote: Option<Vote<NodeId>> = self.read(VOTE)?;
+        let term = vote.map_or(0, |vote| vote.leader_id.term).max(last.leader_id.term) + 1;
+        let payloads = [
+            EntryPayload::Membership(Membership::new(vec![BTreeSet::from([node])], members)),
+            EntryPayload::Normal(Command::Recovered(incarnation.number)),
+        ];
+        let txn = self.begin_write()?;
+        {
+            let mut log = txn.open_table(LOG).map_err(any)?;
+            for (index, payload) in (last.index + 1..).zip(payloads) {
+                let log_id = LogId::new(CommittedLeaderId::new(term, node), index);
+                let bytes = postcard::to_allocvec(&Entry { log_id, payload }).map_err(any)?;
+                log.insert(index, &bytes[..]).map_err(any)?;
+            }
+            let mut meta = txn.open_table(META).map_err(any)?;
+            let vote: Vote<NodeId> = Vote::new(term, node);
+            meta.insert(VOTE, &postcard::to_allocvec(&vote).map_err(any)?[..])
+                .map_err(any)?;
+            meta.insert(INCARNATION, &postcard::to_allocvec(&incarnation).map_err(any)?[..])
+                .map_err(any)?;
+        }
+        txn.commit().map_err(any)
     }
 
     /// A value of the meta table.
@@ -88,7 +204,7 @@ impl Disk {
     /// Sets a value of the meta table.
     pub(super) fn write<T: Serialize>(&self, key: &str, value: &T) -> Result<(), AnyError> {
         let bytes = postcard::to_allocvec(value).map_err(any)?;
-        let txn = self.database.begin_write().map_err(any)?;
+        let txn = self.begin_write()?;
         txn.open_table(META)
             .map_err(any)?
             .insert(key, &bytes[..])
@@ -97,7 +213,7 @@ impl Disk {
     }
 
     fn append(&self, entries: &[(u64, Vec<u8>)]) -> Result<(), AnyError> {
-        let txn = self.database.begin_write().map_err(any)?;
+        let txn = self.begin_write()?;
         {
             let mut log = txn.open_table(LOG).map_err(any)?;
             for (index, bytes) in entries {
@@ -109,7 +225,7 @@ impl Disk {
 
     /// Removes entries; `purged` is kept with it.
     fn remove(&self, range: impl RangeBounds<u64>, purged: Option<&LogId>) -> Result<(), AnyError> {
-        let txn = self.database.begin_write().map_err(any)?;
+        let txn = self.begin_write()?;
         txn.open_table(LOG)
             .map_err(any)?
             .retain_in(range, |_, _| false)
@@ -206,7 +322,7 @@ impl RaftLogStorage<TypeConfig> for Disk {
         let disk = self.clone();
         let save = move || {
             let bytes = postcard::to_allocvec(&committed).map_err(any)?;
-            let mut txn = disk.database.begin_write().map_err(any)?;
+            let mut txn = disk.begin_write()?;
             txn.set_durability(redb::Durability::None).map_err(any)?;
             txn.open_table(META)
                 .map_err(any)?

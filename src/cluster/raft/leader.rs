@@ -4,15 +4,16 @@
 //! its daemon's port refuses connections twice in a row: a killed process is noticed in a second or two, long before the lease runs
 //! out. Ending a lease too early is safe: what a node may do is fenced by epochs, not by its lease.
 //!
-//! Who votes: three live nodes, or, with fewer than three live, the leader alone. A dead voter keeps its vote for a grace time, since a
-//! restart is the usual reason. Membership changes are Raft's own (joint consensus): they need the majorities that exist.
+//! Who votes: three live nodes, or, with fewer than three live, one alone: the leader, or the node that has volumes mounted if the leader has
+//! none, since losing that node stops its applications anyway. A dead voter keeps its vote for a grace time, since a restart is the usual reason;
+//! one that stops in order gives it up first. Membership changes are Raft's own (joint consensus): they need the majorities that exist.
 
 use super::Inner;
 use crate::cluster::kv::Command;
-use crate::cluster::records::Key;
+use crate::cluster::records::{Key, decode};
 use crate::cluster::store::LeaseId;
 use crate::rpc::{ConnectError, within};
-use crate::volume::NodeId;
+use crate::volume::{NodeId, Volume};
 use openraft::ServerState;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -27,6 +28,8 @@ const PING: Duration = Duration::from_secs(2);
 const PROPOSE: Duration = Duration::from_secs(5);
 /// Refused connections in a row that end a node's lease.
 const REFUSALS: u32 = 2;
+/// How long a node that is about to stop gets no vote: it has stopped then, or did not mean it.
+const RETIRED: Duration = Duration::from_secs(90);
 /// Voters wanted.
 const VOTERS: usize = 3;
 
@@ -68,12 +71,14 @@ struct Notes {
 /// Runs until the store stops.
 pub(super) async fn run(inner: Arc<Inner>) {
     let mut notes = Notes::default();
-    let mut metrics = inner.raft.metrics();
     loop {
+        // The protocol may have been started anew.
+        let mut metrics = inner.core().raft.metrics();
         let leads = metrics.borrow_and_update().state == ServerState::Leader;
         if inner.leader.send_if_modified(|l| std::mem::replace(l, leads) != leads) {
             tracing::info!(leads, "leadership of the control plane");
             notes = Notes::default();
+            inner.answering.lock().clear();
             *inner.leases.lock() = Leases::default();
         }
         if leads {
@@ -83,14 +88,18 @@ pub(super) async fn run(inner: Arc<Inner>) {
             () = inner.stop.cancelled() => return,
             () = tokio::time::sleep(TICK) => {}
             // Leadership shows at once.
-            _ = metrics.changed(), if !leads => {}
+            changed = metrics.changed(), if !leads => {
+                if changed.is_err() {
+                    tokio::time::sleep(TICK).await;
+                }
+            }
         }
     }
 }
 
 async fn round(inner: &Inner, notes: &mut Notes) {
     let expired = {
-        let leases = inner.machine.kv().leases().clone();
+        let leases = inner.core().machine.kv().leases().clone();
         inner.leases.lock().expired(&leases)
     };
     for lease in expired {
@@ -99,7 +108,7 @@ async fn round(inner: &Inner, notes: &mut Notes) {
     probe(inner, notes).await;
     if let Some(voters) = wanted_voters(inner, notes) {
         tracing::info!(voters = voters.len(), "the control plane's voters change");
-        match tokio::time::timeout(PROPOSE, inner.raft.change_membership(voters, true)).await {
+        match tokio::time::timeout(PROPOSE, inner.core().raft.change_membership(voters, true)).await {
             Ok(Ok(_)) => {}
             Ok(Err(error)) => tracing::warn!(%error, "the voters could not be changed; trying again"),
             Err(_) => tracing::warn!("the voters are not changed yet: a majority of them does not answer"),
@@ -119,7 +128,7 @@ async fn end(inner: &Inner, lease: LeaseId, why: &str) {
 
 /// Live nodes and their leases.
 fn live(inner: &Inner) -> BTreeMap<NodeId, LeaseId> {
-    let rows = inner.machine.kv().range("live/");
+    let rows = inner.core().machine.kv().range("live/");
     let node = |row: &crate::cluster::store::Row| match Key::parse(&row.key) {
         Some(Key::Live(node)) => row.lease.map(|lease| (node, lease)),
         _ => None,
@@ -137,18 +146,23 @@ async fn probe(inner: &Inner, notes: &mut Notes) {
         .filter_map(|(node, lease)| {
             let address = members.get(node)?.addr.clone();
             Some(async move {
-                let refused = match inner.peers.client(&address).await {
-                    Ok(client) => client
-                        .ping(within(PING))
-                        .await
-                        .is_err_and(|e| crate::rpc::connection_lost(&e)),
-                    Err(ConnectError::Io { error, .. }) => error.kind() == io::ErrorKind::ConnectionRefused,
-                    Err(_) => false,
+                let (answered, refused) = match inner.peers.client(&address).await {
+                    Ok(client) => match client.ping(within(PING)).await {
+                        Ok(()) => (true, false),
+                        Err(e) => (false, crate::rpc::connection_lost(&e)),
+                    },
+                    Err(ConnectError::Io { error, .. }) => (false, error.kind() == io::ErrorKind::ConnectionRefused),
+                    Err(_) => (false, false),
                 };
-                (*node, *lease, refused)
+                (*node, *lease, answered, refused)
             })
         });
-    for (node, lease, refused) in futures::future::join_all(pings).await {
+    for (node, lease, answered, refused) in futures::future::join_all(pings).await {
+        if answered {
+            inner.answering.lock().insert(node);
+        } else {
+            inner.answering.lock().remove(&node);
+        }
         let count = notes.refused.entry(node).or_default();
         *count = if refused { *count + 1 } else { 0 };
         if *count >= REFUSALS {
@@ -160,7 +174,7 @@ async fn probe(inner: &Inner, notes: &mut Notes) {
 
 /// The voters that there should be, if they are not those there are.
 fn wanted_voters(inner: &Inner, notes: &mut Notes) -> Option<BTreeSet<NodeId>> {
-    let metrics = inner.raft.metrics().borrow().clone();
+    let metrics = inner.core().raft.metrics().borrow().clone();
     let membership = metrics.membership_config.membership();
     // One change at a time.
     if membership.get_joint_config().len() > 1 {
@@ -168,9 +182,14 @@ fn wanted_voters(inner: &Inner, notes: &mut Notes) -> Option<BTreeSet<NodeId>> {
     }
     let live = live(inner);
     let now = Instant::now();
+    let retiring = retiring(inner);
+    let answering = inner.answering.lock().clone();
+    let voting: BTreeSet<NodeId> = membership.voter_ids().collect();
     let present: BTreeSet<NodeId> = membership
         .nodes()
         .map(|(id, _)| *id)
+        // A lease alone may be a dead node's, right after an election: a new voter must have answered this leader.
+        .filter(|id| !retiring.contains(id) && (*id == inner.node || voting.contains(id) || answering.contains(id)))
         .filter(|id| {
             if *id == inner.node || live.contains_key(id) {
                 notes.dead_since.remove(id);
@@ -178,26 +197,91 @@ fn wanted_voters(inner: &Inner, notes: &mut Notes) -> Option<BTreeSet<NodeId>> {
             }
             // A voter that just died is likely to be back soon; a learner is no loss.
             let since = *notes.dead_since.entry(*id).or_insert(now);
-            membership.voter_ids().any(|v| v == *id) && now - since < inner.settings.voter_grace
+            voting.contains(id) && now - since < inner.settings.voter_grace
         })
         .collect();
-    let voters: BTreeSet<NodeId> = membership.voter_ids().collect();
-    let wanted = choose(inner.node, &voters, &present);
-    (wanted != voters).then_some(wanted)
+    let voters = voting;
+    let wanted = choose(inner.node, &voters, &present, &mounting(inner));
+    // Nobody is present when the last node stops: its vote stays its own.
+    (!wanted.is_empty() && wanted != voters).then_some(wanted)
 }
 
-/// Pure: three of the present nodes, those that vote already first; fewer than three present: the leader alone.
-fn choose(leader: NodeId, voters: &BTreeSet<NodeId>, present: &BTreeSet<NodeId>) -> BTreeSet<NodeId> {
-    if present.len() < VOTERS {
-        return BTreeSet::from([leader]);
+/// Nodes that are about to stop.
+fn retiring(inner: &Inner) -> BTreeSet<NodeId> {
+    let mut retiring = inner.retiring.lock();
+    retiring.retain(|_, since| since.elapsed() < RETIRED);
+    retiring.keys().copied().collect()
+}
+
+/// Waits until every live node has answered this leader, so that the choice among them is a full one; not for long, since one may be dead.
+pub(super) async fn all_answer(inner: &Inner) {
+    let answered = async {
+        loop {
+            let answering = inner.answering.lock().clone();
+            if live(inner)
+                .keys()
+                .all(|node| *node == inner.node || answering.contains(node))
+            {
+                return;
+            }
+            tokio::time::sleep(TICK / 3).await;
+        }
+    };
+    // Those that have answered are chosen from otherwise.
+    let _ = tokio::time::timeout(PING, answered).await;
+}
+
+/// The voters when a node goes; `None`: it has no vote, or there is no live node to take it.
+pub(super) fn voters_without(inner: &Inner, node: NodeId) -> Option<BTreeSet<NodeId>> {
+    let membership = inner.core().machine.membership();
+    let voters: BTreeSet<NodeId> = membership.voter_ids().collect();
+    if !voters.contains(&node) {
+        return None;
     }
+    let (live, retiring) = (live(inner), retiring(inner));
+    let answering = inner.answering.lock().clone();
+    let present: BTreeSet<NodeId> = membership
+        .nodes()
+        .map(|(id, _)| *id)
+        .filter(|id| {
+            *id != node
+                && !retiring.contains(id)
+                && (*id == inner.node || (live.contains_key(id) && (voters.contains(id) || answering.contains(id))))
+        })
+        .collect();
+    let wanted = choose(inner.node, &voters, &present, &mounting(inner));
+    (!wanted.is_empty()).then_some(wanted)
+}
+
+/// Nodes that have volumes mounted.
+fn mounting(inner: &Inner) -> BTreeSet<NodeId> {
+    let rows = inner.core().machine.kv().range("volumes/");
+    let claim = |row: &crate::cluster::store::Row| Some(decode::<Volume>(&row.key, &row.value)?.mount?.node);
+    rows.iter().filter_map(claim).collect()
+}
+
+/// Pure: three of the present nodes, those that vote already first; fewer than three present: one alone, the leader if it is among them,
+/// or one with mounts if the leader has none. Empty: nobody is present.
+fn choose(
+    leader: NodeId,
+    voters: &BTreeSet<NodeId>,
+    present: &BTreeSet<NodeId>,
+    mounting: &BTreeSet<NodeId>,
+) -> BTreeSet<NodeId> {
+    let leader = Some(leader).filter(|leader| present.contains(leader));
     let stay = voters.intersection(present).copied();
     let others = present.difference(voters).copied();
-    std::iter::once(leader)
-        .chain(stay.filter(|v| *v != leader))
-        .chain(others.filter(|v| *v != leader))
+    let first: Vec<NodeId> = leader
+        .into_iter()
+        .chain(stay.filter(|v| Some(*v) != leader))
+        .chain(others.filter(|v| Some(*v) != leader))
         .take(VOTERS)
-        .collect()
+        .collect();
+    if present.len() >= VOTERS {
+        return first.into_iter().collect();
+    }
+    let alone = first.iter().find(|node| mounting.contains(node)).or(first.first());
+    alone.copied().into_iter().collect()
 }
 
 #[cfg(test)]
@@ -210,17 +294,27 @@ mod tests {
 
     #[test]
     fn voters_follow_the_living() {
-        for (leader, voters, present, wanted) in [
-            (1, &[1][..], &[1][..], &[1][..]),
-            (1, &[1], &[1, 2], &[1]),
-            (1, &[1], &[1, 2, 3], &[1, 2, 3]),
-            (2, &[1, 2, 3], &[2, 3, 4, 5], &[2, 3, 4]),
-            (2, &[1, 2, 3], &[1, 2, 3, 4], &[1, 2, 3]),
-            (2, &[1, 2, 3], &[2, 3], &[2]),
-            (5, &[5], &[1, 2, 5], &[1, 2, 5]),
+        for (leader, voters, present, mounting, wanted) in [
+            (1, &[1][..], &[1][..], &[][..], &[1][..]),
+            (1, &[1], &[1, 2], &[], &[1]),
+            (1, &[1], &[1, 2, 3], &[3], &[1, 2, 3]),
+            (2, &[1, 2, 3], &[2, 3, 4, 5], &[], &[2, 3, 4]),
+            (2, &[1, 2, 3], &[1, 2, 3, 4], &[], &[1, 2, 3]),
+            (2, &[1, 2, 3], &[2, 3], &[], &[2]),
+            (5, &[5], &[1, 2, 5], &[], &[1, 2, 5]),
+            // Of two nodes the one with mounts votes; the leader's own count first.
+            (2, &[1, 2, 3], &[2, 3], &[3], &[3]),
+            (2, &[2], &[2, 3], &[2, 3], &[2]),
+            (2, &[2], &[2, 3], &[1], &[2]),
+            // The leader stops.
+            (1, &[1, 2, 3], &[2, 3, 4], &[], &[2, 3, 4]),
+            (1, &[1, 2, 3], &[2, 3], &[], &[2]),
+            (1, &[1], &[2], &[], &[2]),
+            (1, &[1], &[], &[], &[]),
         ] {
-            let chosen = choose(NodeId::from_bytes([leader; 16]), &nodes(voters), &nodes(present));
-            assert_eq!(chosen, nodes(wanted), "{voters:?} {present:?}");
+            let leader = NodeId::from_bytes([leader; 16]);
+            let chosen = choose(leader, &nodes(voters), &nodes(present), &nodes(mounting));
+            assert_eq!(chosen, nodes(wanted), "{leader} {voters:?} {present:?} {mounting:?}");
         }
     }
 }

@@ -52,6 +52,14 @@ impl Machine {
         })
     }
 
+    /// The same again on another handle, after the protocol was stopped; those who wait for revisions go on waiting.
+    pub(super) fn reopen(&self, disk: Disk) -> Result<Self, ControlError> {
+        let mut new = Self::open(disk)?;
+        new.revision = self.revision.clone();
+        new.announce();
+        Ok(new)
+    }
+
     /// The key-value state as applied here.
     pub(super) fn kv(&self) -> parking_lot::MappedMutexGuard<'_, Kv> {
         MutexGuard::map(self.state.lock(), |state| &mut state.kv)
@@ -77,6 +85,17 @@ impl Machine {
     fn announce(&self) {
         let revision = self.state.lock().kv.revision();
         self.revision.send_replace(revision);
+    }
+}
+
+impl Disk {
+    /// The newest membership that the disk knows, in the log or in the snapshot before it.
+    pub(super) fn members(&self) -> Result<Option<openraft::Membership<NodeId, BasicNode>>, AnyError> {
+        if let Some(membership) = self.last_membership()? {
+            return Ok(Some(membership));
+        }
+        let stored: Option<Stored> = self.read(SNAPSHOT)?;
+        Ok(stored.map(|stored| stored.meta.last_membership.membership().clone()))
     }
 }
 

@@ -4,6 +4,11 @@
 //! linearizable reads go to the leader. The leader keeps the leases (`leader`): a keepalive is a message and a note in its memory,
 //! only grants and ends are commands in the log. It also looks after who votes.
 //!
+//! # Incarnations
+//! When a majority of the voters is lost for good, an operator makes a survivor's replica the control plane ([`RaftStore::recover`]). That one is a new
+//! incarnation: it travels in all of Raft's messages, so a member of an earlier one is told apart, empties its replica and joins again. The
+//! protocol is then started anew inside the daemon ([`Core`]); everything else goes on.
+//!
 //! # Failures
 //! Without a majority of the voters nothing changes and linearizable reads fail, with an error that says so; what a node knows
 //! already it keeps. A proposal whose connection broke may have happened: it is repeated, and the catalog's operations
@@ -13,14 +18,19 @@ mod disk;
 mod leader;
 mod machine;
 mod network;
+mod recover;
 mod service;
+mod standing;
 #[cfg(test)]
 mod tests;
 mod types;
 
+pub use recover::RecoverError;
 pub use service::ControlStatus;
 
+use super::catalog::{deleted_text, grave_name};
 use super::kv::{Answer, Command};
+use super::records::Key;
 use super::store::{ControlError, ControlStore, Event, LeaseId, Outcome, Revision, Row, Transaction};
 use crate::rpc::{self, Connection, Identity, Payload, within};
 use crate::volume::{ClusterId, NodeId};
@@ -31,13 +41,13 @@ use machine::Machine;
 use network::Peers;
 use openraft::error::{ForwardToLeader, RaftError};
 use openraft::{BasicNode, ChangeMembers, Config, Membership, ServerState, SnapshotPolicy, TryAsRef};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use serde::{Serialize, de::DeserializeOwned};
-use service::{Control, ControlClient, Refusal};
+use service::{Control, ControlClient, Incarnation, Refusal, Standing};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tarpc::context::Context;
 use tokio::sync::watch;
@@ -87,14 +97,50 @@ struct Inner {
     address: String,
     identity: Identity,
     settings: RaftSettings,
-    raft: Raft,
-    machine: Machine,
+    core: RwLock<Arc<Core>>,
+    config: Arc<Config>,
+    /// One at a time stops the protocol and starts it anew.
+    restarting: tokio::sync::Mutex<()>,
     peers: Peers,
     leases: Mutex<Leases>,
+    /// Nodes that answered this leader's last ping.
+    answering: Mutex<BTreeSet<NodeId>>,
+    /// Nodes that said that they are about to stop, and when: they get no vote for a while.
+    retiring: Mutex<BTreeMap<NodeId, Instant>>,
+    /// Why this node is no member of the cluster any more.
+    expelled: OnceLock<String>,
     leader: watch::Sender<bool>,
     /// Belongs to a cluster: made one, joined one, or did so before the last restart.
     member: AtomicBool,
     stop: CancellationToken,
+}
+
+/// The running protocol, of one incarnation.
+struct Core {
+    raft: Raft,
+    machine: Machine,
+    disk: Disk,
+    incarnation: Incarnation,
+}
+
+impl Core {
+    async fn start(
+        node: NodeId,
+        config: Arc<Config>,
+        peers: &Peers,
+        disk: Disk,
+        machine: Machine,
+    ) -> Result<Self, String> {
+        let incarnation = disk.incarnation().map_err(|e| e.to_string())?;
+        let raft = Raft::new(node, config, peers.of(incarnation), disk.clone(), machine.clone());
+        let raft = raft.await.map_err(|e| e.to_string())?;
+        Ok(Self {
+            raft,
+            machine,
+            disk,
+            incarnation,
+        })
+    }
 }
 
 impl RaftStore {
@@ -110,7 +156,6 @@ impl RaftStore {
         settings: RaftSettings,
     ) -> Result<Self, ControlError> {
         let disk = Disk::open(directory)?;
-        let machine = Machine::open(disk.clone())?;
         let election = u64::try_from(settings.election.as_millis()).unwrap_or(u64::MAX / 4);
         let config = Config {
             cluster_name: "storageos".into(),
@@ -132,24 +177,35 @@ impl RaftStore {
         };
         let config = Arc::new(config.validate().map_err(|e| damaged(&e))?);
         let peers = Peers::new(identity.clone());
-        let raft = Raft::new(identity.node(), config, peers.clone(), disk, machine.clone());
-        let raft = raft.await.map_err(|e| damaged(&e))?;
-        let member = raft.is_initialized().await.map_err(|e| damaged(&e))?;
+        // Before it votes or leads: another control plane may have begun while this node was away.
+        standing::give_way_at_start(&disk, &peers, identity.node())
+            .await
+            .map_err(|e| damaged(&e))?;
+        let machine = Machine::open(disk.clone())?;
+        let core = Core::start(identity.node(), config.clone(), &peers, disk, machine).await;
+        let core = core.map_err(|e| damaged(&e))?;
+        let member = core.raft.is_initialized().await.map_err(|e| damaged(&e))?
+            || !core.disk.rejoin().map_err(|e| damaged(&e))?.is_empty();
         let inner = Arc::new(Inner {
             member: AtomicBool::new(member),
             node: identity.node(),
             address: address.to_owned(),
             identity,
             settings,
-            raft,
-            machine,
+            core: RwLock::new(Arc::new(core)),
+            config,
+            restarting: tokio::sync::Mutex::default(),
             peers,
             leases: Mutex::default(),
+            answering: Mutex::default(),
+            retiring: Mutex::default(),
+            expelled: OnceLock::new(),
             leader: watch::Sender::new(false),
             stop: CancellationToken::new(),
         });
         tokio::spawn(leader::run(inner.clone()));
         let store = Self { inner };
+        tokio::spawn(standing::run(store.clone()));
         if member {
             tokio::spawn(store.clone().announce_address());
         }
@@ -168,9 +224,9 @@ impl RaftStore {
     /// [`ControlError::Unavailable`] if it is in one already, or the disk fails.
     pub async fn initialise(&self) -> Result<(), ControlError> {
         let members = BTreeMap::from([(self.inner.node, BasicNode::new(&self.inner.address))]);
-        self.inner.raft.initialize(members).await.map_err(unavailable)?;
+        self.inner.core().raft.initialize(members).await.map_err(unavailable)?;
         self.inner.member.store(true, Ordering::Release);
-        let leads = self.inner.raft.wait(Some(self.inner.settings.deadline));
+        let leads = self.inner.core().raft.wait(Some(self.inner.settings.deadline));
         leads
             .state(ServerState::Leader, "the first leader")
             .await
@@ -226,11 +282,11 @@ impl RaftStore {
     #[must_use]
     pub fn status(&self) -> ControlStatus {
         let (leader, term) = {
-            let metrics = self.inner.raft.metrics();
+            let metrics = self.inner.core().raft.metrics();
             let metrics = metrics.borrow();
             (metrics.current_leader, metrics.current_term)
         };
-        let membership = self.inner.machine.membership();
+        let membership = self.inner.core().machine.membership();
         let voters = settled_voters(&membership);
         ControlStatus {
             leader,
@@ -244,10 +300,43 @@ impl RaftStore {
         }
     }
 
+    /// Why this node is no member of the cluster any more, if so.
+    #[must_use]
+    pub fn expelled(&self) -> Option<String> {
+        self.inner.expelled.get().cloned()
+    }
+
+    /// Before a stop in order: hands this node's vote, and the lead with it, to nodes that live. Returns when that is through, or when there
+    /// is nobody to take it; the caller bounds the time.
+    ///
+    /// # Errors
+    /// [`ControlError::Unavailable`]
+    pub async fn retire(&self) -> Result<(), ControlError> {
+        let inner = &self.inner;
+        let votes = |membership: Membership<NodeId, BasicNode>| membership.voter_ids().any(|voter| voter == inner.node);
+        if !votes(inner.core().machine.membership()) {
+            return Ok(());
+        }
+        let local = || inner.retire(inner.node);
+        let remote = |client: ControlClient, context| async move { client.retire(context, inner.node).await };
+        inner.at_leader(local, remote).await
+    }
+
+    /// Takes a deleted node out of the membership.
+    ///
+    /// # Errors
+    /// [`ControlError::Unavailable`]
+    pub async fn remove_member(&self, node: NodeId) -> Result<(), ControlError> {
+        let inner = &self.inner;
+        let local = || inner.remove_member(node);
+        let remote = |client: ControlClient, context| async move { client.remove(context, node).await };
+        inner.at_leader(local, remote).await
+    }
+
     /// Stops taking part. The store's calls fail afterwards.
     pub async fn shutdown(&self) {
         self.inner.stop.cancel();
-        if let Err(error) = self.inner.raft.shutdown().await {
+        if let Err(error) = self.inner.core().raft.shutdown().await {
             tracing::warn!(%error, "the control plane did not stop cleanly");
         }
     }
@@ -255,17 +344,14 @@ impl RaftStore {
     /// A node that comes back at another address tells the leader.
     async fn announce_address(self) {
         loop {
-            let known = self.inner.machine.address(self.inner.node);
+            let known = self.inner.core().machine.address(self.inner.node);
             if known.as_ref() == Some(&self.inner.address) || self.inner.stop.is_cancelled() {
                 return;
             }
-            let others: Vec<String> = self
-                .inner
-                .members()
-                .into_iter()
-                .filter(|(id, _)| *id != self.inner.node)
-                .map(|(_, n)| n.addr)
-                .collect();
+            let mut others = self.inner.others();
+            if others.is_empty() {
+                others = self.inner.core().disk.rejoin().unwrap_or_default();
+            }
             if others.is_empty() || self.inner.leads() {
                 // The others would send this node to the leader, to itself, at its old address.
                 let _ = self.inner.add_member(self.inner.node, &self.inner.address).await;
@@ -285,8 +371,48 @@ impl RaftStore {
 }
 
 impl Inner {
+    fn core(&self) -> Arc<Core> {
+        self.core.read().clone()
+    }
+
+    /// Where the other members are.
+    fn others(&self) -> Vec<String> {
+        let members = self.members().into_iter();
+        members
+            .filter(|(id, _)| *id != self.node)
+            .map(|(_, n)| n.addr)
+            .collect()
+    }
+
+    /// What this node is, and what it knows of another one.
+    fn standing(&self, asker: NodeId) -> Standing {
+        let core = self.core();
+        let last = core.disk.last_log_id().ok().flatten();
+        Standing {
+            incarnation: core.incarnation,
+            last: last.map(|id| (id.leader_id.term, id.index)),
+            expelled: self.grave(asker),
+        }
+    }
+
+    /// Stops the protocol, changes what it has on disk, and starts it anew. Under `restarting`.
+    async fn restart(&self, change: impl FnOnce(&Disk) -> Result<(), openraft::AnyError>) -> Result<(), ControlError> {
+        let old = self.core();
+        if let Err(error) = old.raft.shutdown().await {
+            tracing::warn!(%error, "the control plane did not stop cleanly");
+        }
+        let disk = old.disk.successor();
+        let changed = change(&disk);
+        let machine = old.machine.reopen(disk.clone())?;
+        let core = Core::start(self.node, self.config.clone(), &self.peers, disk, machine).await;
+        let core =
+            core.map_err(|e| ControlError::Damaged(format!("the control plane could not be started anew: {e}")))?;
+        *self.core.write() = Arc::new(core);
+        changed.map_err(|e| ControlError::Damaged(format!("the control store cannot be changed: {e}")))
+    }
+
     fn members(&self) -> BTreeMap<NodeId, BasicNode> {
-        let metrics = self.raft.metrics().borrow().clone();
+        let metrics = self.core().raft.metrics().borrow().clone();
         metrics
             .membership_config
             .nodes()
@@ -321,7 +447,7 @@ impl Inner {
         let deadline = Instant::now() + self.settings.deadline;
         let mut last = "the control plane has no leader: a majority of its voters must answer".to_owned();
         loop {
-            let metrics = self.raft.metrics().borrow().clone();
+            let metrics = self.core().raft.metrics().borrow().clone();
             let answer = match metrics.current_leader {
                 // A leader whose majority is gone does not know it: what it proposes waits.
                 Some(leader) if leader == self.node => tokio::time::timeout_at(deadline, local()).await.ok(),
@@ -343,6 +469,9 @@ impl Inner {
                 Some(Err(Refusal::Failed(text))) => last = text,
                 Some(Err(Refusal::NotLeader(_))) | None => {}
             }
+            if let Some(why) = self.expelled.get() {
+                return Err(ControlError::Unavailable(why.clone()));
+            }
             if Instant::now() >= deadline || self.stop.is_cancelled() {
                 return Err(ControlError::Unavailable(last));
             }
@@ -352,7 +481,7 @@ impl Inner {
 
     /// Where the leader is, as far as this node knows.
     fn leader_address(&self) -> Option<String> {
-        let leader = self.raft.metrics().borrow().current_leader?;
+        let leader = self.core().raft.metrics().borrow().current_leader?;
         self.members().get(&leader).map(|node| node.addr.clone())
     }
 
@@ -366,7 +495,7 @@ impl Inner {
     where
         E: std::error::Error + TryAsRef<ForwardToLeader<NodeId, BasicNode>>,
     {
-        let mut metrics = self.raft.metrics();
+        let mut metrics = self.core().raft.metrics();
         tokio::select! {
             biased;
             result = request => result.map_err(|error| match error.forward_to_leader() {
@@ -381,7 +510,7 @@ impl Inner {
 
     /// At the leader: a command into the log.
     async fn propose(&self, command: Command) -> Result<Answer, Refusal> {
-        let response = self.while_leading(self.raft.client_write(command)).await?;
+        let response = self.while_leading(self.core().raft.client_write(command)).await?;
         response
             .data
             .ok_or_else(|| Refusal::Failed("a command was not answered".into()))
@@ -389,8 +518,8 @@ impl Inner {
 
     /// At the leader: the revision of what is committed.
     async fn read_index(&self) -> Result<Revision, Refusal> {
-        self.while_leading(self.raft.ensure_linearizable()).await?;
-        Ok(self.machine.kv().revision())
+        self.while_leading(self.core().raft.ensure_linearizable()).await?;
+        Ok(self.core().machine.kv().revision())
     }
 
     /// Returns when this node's replica knows all that is committed now: only a number travels, however much is read.
@@ -398,7 +527,7 @@ impl Inner {
         let local = || self.read_index();
         let remote = |client: ControlClient, context| async move { client.read_index(context).await };
         let revision = self.at_leader(local, remote).await?;
-        let mut revisions = self.machine.revisions();
+        let mut revisions = self.core().machine.revisions();
         let known = revisions.wait_for(|known| *known >= revision);
         match tokio::time::timeout(self.settings.deadline, known).await {
             Ok(Ok(_)) => Ok(()),
@@ -413,16 +542,58 @@ impl Inner {
         if !self.leads() {
             return Err(Refusal::NotLeader(None));
         }
-        let ttl = self.machine.kv().leases().get(&lease).copied();
+        let ttl = self.core().machine.kv().leases().get(&lease).copied();
         if let Some(ttl) = ttl {
             self.leases.lock().keep(lease, ttl);
         }
         Ok(ttl.is_some())
     }
 
+    /// Why a node was expelled, as far as this node knows.
+    fn grave(&self, node: NodeId) -> Option<String> {
+        let key = Key::Deleted(node).text();
+        let core = self.core();
+        let kv = core.machine.kv();
+        let row = kv.get(&key)?;
+        Some(deleted_text(&grave_name(&key, &row.value).unwrap_or_default()))
+    }
+
+    /// At the leader: other nodes vote from now on, as far as there are any.
+    async fn retire(&self, node: NodeId) -> Result<(), Refusal> {
+        self.retiring.lock().insert(node, Instant::now());
+        leader::all_answer(self).await;
+        match leader::voters_without(self, node) {
+            Some(voters) => {
+                tracing::info!(%node, voters = voters.len(), "a node is about to stop and hands its vote over");
+                self.while_leading(self.core().raft.change_membership(voters, true))
+                    .await
+                    .map(|_| ())
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// At the leader: a node is a member no more.
+    async fn remove_member(&self, node: NodeId) -> Result<(), Refusal> {
+        if let Some(voters) = leader::voters_without(self, node) {
+            self.while_leading(self.core().raft.change_membership(voters, true))
+                .await?;
+        }
+        if !self.members().contains_key(&node) {
+            return Ok(());
+        }
+        let change = ChangeMembers::RemoveNodes(BTreeSet::from([node]));
+        self.while_leading(self.core().raft.change_membership(change, true))
+            .await
+            .map(|_| ())
+    }
+
     /// At the leader: a node becomes a member, or has a new address.
     async fn add_member(&self, node: NodeId, address: &str) -> Result<(), Refusal> {
-        if self.machine.address(node).as_deref() == Some(address) {
+        if let Some(why) = self.grave(node) {
+            return Err(Refusal::Failed(why));
+        }
+        if self.core().machine.address(node).as_deref() == Some(address) {
             return Ok(());
         }
         let nodes = BTreeMap::from([(node, BasicNode::new(address))]);
@@ -431,7 +602,7 @@ impl Inner {
         } else {
             ChangeMembers::AddNodes(nodes)
         };
-        self.while_leading(self.raft.change_membership(change, true))
+        self.while_leading(self.core().raft.change_membership(change, true))
             .await
             .map(|_| ())
     }
@@ -459,12 +630,13 @@ fn wrong(answer: Answer) -> ControlError {
 impl ControlStore for RaftStore {
     async fn get(&self, key: &str) -> Result<Option<Row>, ControlError> {
         self.inner.catch_up().await?;
-        Ok(self.inner.machine.kv().get(key).cloned())
+        Ok(self.inner.core().machine.kv().get(key).cloned())
     }
 
     async fn range(&self, prefix: &str) -> Result<(Vec<Row>, Revision), ControlError> {
         self.inner.catch_up().await?;
-        let kv = self.inner.machine.kv();
+        let core = self.inner.core();
+        let kv = core.machine.kv();
         Ok((kv.range(prefix), kv.revision()))
     }
 
@@ -477,13 +649,14 @@ impl ControlStore for RaftStore {
 
     async fn changes(&self, prefix: &str, after: Revision) -> Result<(Vec<Event>, Revision), ControlError> {
         let deadline = Instant::now() + WATCH_WAIT;
-        let mut revisions = self.inner.machine.revisions();
+        let mut revisions = self.inner.core().machine.revisions();
         loop {
             if self.inner.stop.is_cancelled() {
                 return Err(ControlError::Unavailable("the control plane has stopped here".into()));
             }
             {
-                let kv = self.inner.machine.kv();
+                let core = self.inner.core();
+                let kv = core.machine.kv();
                 let events = kv.events(prefix, after).map_err(ControlError::Compacted)?;
                 if !events.is_empty() || Instant::now() >= deadline {
                     // A replica that lags must not send its reader back.
@@ -557,30 +730,56 @@ where
 
 impl Server {
     /// A message for a node whose old address is this one's now must not be answered for it: a vote would count twice.
-    fn check_addressee(&self, to: NodeId) -> Result<(), String> {
+    /// And one of another incarnation must not be answered at all; a later one is given way to.
+    fn check(&self, to: NodeId, of: Incarnation) -> Result<(), String> {
         let own = self.store.inner.node;
-        if to == own {
-            Ok(())
-        } else {
-            Err(format!("this is node {own}, not {to}"))
+        if to != own {
+            return Err(format!("this is node {own}, not {to}"));
         }
+        let ours = self.store.inner.core().incarnation;
+        if of == ours {
+            return Ok(());
+        }
+        if of.number > ours.number {
+            let store = self.store.clone();
+            tokio::spawn(async move { store.give_way(of).await });
+        }
+        Err(format!(
+            "node {own} is of the control plane after recovery {}, not {}",
+            ours.number, of.number
+        ))
     }
 }
 
 impl Control for Server {
-    async fn append_entries(self, _: Context, to: NodeId, request: Payload) -> Result<Payload, String> {
-        self.check_addressee(to)?;
-        pass(request, |request| self.store.inner.raft.append_entries(request)).await
+    async fn append_entries(
+        self,
+        _: Context,
+        to: NodeId,
+        of: Incarnation,
+        request: Payload,
+    ) -> Result<Payload, String> {
+        self.check(to, of)?;
+        let core = self.store.inner.core();
+        pass(request, |request| core.raft.append_entries(request)).await
     }
 
-    async fn vote(self, _: Context, to: NodeId, request: Payload) -> Result<Payload, String> {
-        self.check_addressee(to)?;
-        pass(request, |request| self.store.inner.raft.vote(request)).await
+    async fn vote(self, _: Context, to: NodeId, of: Incarnation, request: Payload) -> Result<Payload, String> {
+        self.check(to, of)?;
+        let core = self.store.inner.core();
+        pass(request, |request| core.raft.vote(request)).await
     }
 
-    async fn install_snapshot(self, _: Context, to: NodeId, request: Payload) -> Result<Payload, String> {
-        self.check_addressee(to)?;
-        pass(request, |request| self.store.inner.raft.install_snapshot(request)).await
+    async fn install_snapshot(
+        self,
+        _: Context,
+        to: NodeId,
+        of: Incarnation,
+        request: Payload,
+    ) -> Result<Payload, String> {
+        self.check(to, of)?;
+        let core = self.store.inner.core();
+        pass(request, |request| core.raft.install_snapshot(request)).await
     }
 
     async fn propose(self, _: Context, command: Command) -> Result<Answer, Refusal> {
@@ -602,6 +801,18 @@ impl Control for Server {
             .cluster()
             .ok_or_else(|| Refusal::Failed("it is in no cluster itself".into()))?;
         inner.add_member(node, &address).await.map(|()| cluster)
+    }
+
+    async fn retire(self, _: Context, node: NodeId) -> Result<(), Refusal> {
+        self.store.inner.retire(node).await
+    }
+
+    async fn remove(self, _: Context, node: NodeId) -> Result<(), Refusal> {
+        self.store.inner.remove_member(node).await
+    }
+
+    async fn standing(self, _: Context, asker: NodeId) -> Standing {
+        self.store.inner.standing(asker)
     }
 
     async fn ping(self, _: Context) {}

@@ -1,6 +1,6 @@
 //! How Raft's messages travel: one connection of kind Control to each node, opened when needed.
 
-use super::service::{ControlClient, ControlRequest, ControlResponse};
+use super::service::{ControlClient, ControlRequest, ControlResponse, Incarnation};
 use super::types::TypeConfig;
 use crate::rpc::{ConnectError, Identity, Kind, Limits, MAX_PAYLOAD, Payload, Peer, within};
 use crate::volume::NodeId;
@@ -34,6 +34,8 @@ type Failure<E> = RPCError<NodeId, BasicNode, RaftError<NodeId, E>>;
 pub(super) struct Peers {
     identity: Identity,
     peers: Arc<Mutex<HashMap<String, ControlPeer>>>,
+    /// What Raft's messages are of.
+    of: Incarnation,
 }
 
 impl Peers {
@@ -41,6 +43,15 @@ impl Peers {
         Self {
             identity,
             peers: Arc::default(),
+            of: Incarnation::default(),
+        }
+    }
+
+    /// The same connections, for the messages of one control plane.
+    pub(super) fn of(&self, incarnation: Incarnation) -> Self {
+        Self {
+            of: incarnation,
+            ..self.clone()
         }
     }
 
@@ -116,9 +127,17 @@ impl Link {
         }
         let (context, payload) = (within(option.hard_ttl()), Payload(bytes.into()));
         let answer = match call {
-            Call::Append => client.append_entries(context, self.target, payload).await,
-            Call::Vote => client.vote(context, self.target, payload).await,
-            Call::Snapshot => client.install_snapshot(context, self.target, payload).await,
+            Call::Append => {
+                client
+                    .append_entries(context, self.target, self.peers.of, payload)
+                    .await
+            }
+            Call::Vote => client.vote(context, self.target, self.peers.of, payload).await,
+            Call::Snapshot => {
+                client
+                    .install_snapshot(context, self.target, self.peers.of, payload)
+                    .await
+            }
         };
         let answer = answer
             .map_err(|e| broken(&e))?

@@ -1,7 +1,7 @@
 //! The embedded store on real connections: one node, three nodes, any one lost, restarts, a damaged disk.
 
-use super::{RaftSettings, RaftStore};
-use crate::cluster::{Change, Compare, ControlStore, Outcome, Transaction, conformance};
+use super::{RaftSettings, RaftStore, RecoverError};
+use crate::cluster::{Change, Compare, ControlStore, Outcome, RECOVERY_STEP, Transaction, conformance};
 use crate::rpc::{Identity, Kind, Payload, Server, within};
 use crate::volume::{ClusterId, NodeId};
 use openraft::Membership;
@@ -207,7 +207,7 @@ async fn three_nodes_go_on_without_any_one_which_catches_up_when_it_returns() {
         nodes.restart(lost, kept).await;
         let back = &nodes.get(lost).store;
         eventually("the returned node has what it missed", || async {
-            back.inner.machine.kv().get(&key).is_some()
+            back.inner.core().machine.kv().get(&key).is_some()
         })
         .await;
         assert_eq!(back.get(&key).await.unwrap().unwrap().value, "x");
@@ -219,12 +219,17 @@ async fn a_message_of_raft_for_another_node_at_this_address_is_refused() {
     let nodes = Nodes::start(1).await;
     let member = nodes.get(0);
     let client = member.store.inner.peers.client(&member.address).await.unwrap();
-    let (other, nothing) = (NodeId::from_bytes([99; 16]), || Payload(Vec::new().into()));
+    let (other, of, nothing) = (NodeId::from_bytes([99; 16]), Default::default(), || {
+        Payload(Vec::new().into())
+    });
     for answer in [
-        client.vote(within(DEADLINE), other, nothing()).await.unwrap(),
-        client.append_entries(within(DEADLINE), other, nothing()).await.unwrap(),
+        client.vote(within(DEADLINE), other, of, nothing()).await.unwrap(),
         client
-            .install_snapshot(within(DEADLINE), other, nothing())
+            .append_entries(within(DEADLINE), other, of, nothing())
+            .await
+            .unwrap(),
+        client
+            .install_snapshot(within(DEADLINE), other, of, nothing())
             .await
             .unwrap(),
     ] {
@@ -239,7 +244,7 @@ async fn a_restart_keeps_everything_even_without_a_clean_stop() {
     for i in 0..50 {
         nodes.get(0).store.transact(put(&format!("k/{i}"), "v")).await.unwrap();
     }
-    nodes.get(0).store.inner.raft.trigger().snapshot().await.unwrap();
+    nodes.get(0).store.inner.core().raft.trigger().snapshot().await.unwrap();
     nodes.get(0).store.transact(put("after", "v")).await.unwrap();
     let kept = nodes.stop(0).await;
     nodes.restart(0, kept).await;
@@ -295,4 +300,45 @@ async fn the_lease_of_a_killed_node_ends_long_before_its_time() {
         other.get(&format!("live/{id}")).await.unwrap().is_none()
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_survivor_recovers_the_control_plane_and_the_old_members_join_it() {
+    let mut nodes = Nodes::start(3).await;
+    nodes.all_vote().await;
+    nodes.get(2).store.transact(put("before", "x")).await.unwrap();
+    assert!(matches!(nodes.get(2).store.recover().await, Err(RecoverError::Works)));
+    eventually("all have it", || async {
+        let has = |i| nodes.get(i).store.inner.core().machine.kv().get("before").is_some();
+        (0..3).all(has)
+    })
+    .await;
+    let lost = [nodes.stop(0).await, nodes.stop(1).await];
+    assert_eq!(nodes.get(2).store.recover().await.unwrap(), 1);
+    let survivor = nodes.get(2).store.clone();
+    assert_eq!(survivor.status().voters, [nodes.get(2).id]);
+    let Outcome::Committed(revision) = survivor.transact(put("after", "y")).await.unwrap() else {
+        panic!("a conflict")
+    };
+    assert!(revision > RECOVERY_STEP);
+    assert_eq!(survivor.get("before").await.unwrap().unwrap().value, "x");
+    // The old majority returns: it must not go on where it was.
+    for (index, kept) in lost.into_iter().enumerate() {
+        nodes.restart(index, kept).await;
+    }
+    for index in 0..2 {
+        let store = nodes.get(index).store.clone();
+        eventually("the old member has what it missed", || async {
+            store.inner.core().machine.kv().get("after").is_some()
+        })
+        .await;
+        assert_eq!(store.inner.core().incarnation, survivor.inner.core().incarnation);
+        store.transact(put(&format!("by/{index}"), "z")).await.unwrap();
+    }
+    nodes.all_vote().await;
+    assert_eq!(survivor.range("by/").await.unwrap().0.len(), 2);
+    // A restart keeps what it has become.
+    let kept = nodes.stop(0).await;
+    nodes.restart(0, kept).await;
+    assert_eq!(nodes.get(0).store.get("after").await.unwrap().unwrap().value, "y");
 }
