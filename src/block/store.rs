@@ -22,6 +22,8 @@ const BLOCK: u64 = BLOCK_SIZE as u64;
 /// Blocks that share a stripe lock: 256 KiB, so that parallel 1 MiB writes into one extent do not wait for each other.
 const STRIPE_BLOCKS: u64 = 64;
 const STRIPES: usize = 1024;
+/// Blocks that a small first write fills, itself and zeros around it: see [`CopyStore::untouched`]. Divides a stripe.
+const CHUNK_BLOCKS: u64 = 16;
 /// Hot extents dropped at once when the log is full.
 const EVICT: usize = HOT_LIMIT / 4;
 
@@ -348,9 +350,16 @@ impl CopyStore {
                 return Err(StoreError::Corrupt { block: *block });
             }
             let _stripes = self.lock_stripes(*block, sums.len() as u64);
-            self.data
-                .write_at(data, block * BLOCK)
-                .map_err(|e| self.fail("write data", &e))?;
+            match self.untouched(*block, sums.len() as u64)? {
+                None => self.data.write_at(data, block * BLOCK),
+                Some((first, count)) => {
+                    let mut chunk = vec![0; count as usize * BLOCK_SIZE];
+                    let at = (block - first) as usize * BLOCK_SIZE;
+                    chunk[at..at + data.len()].copy_from_slice(data);
+                    self.data.write_at(&chunk, first * BLOCK)
+                }
+            }
+            .map_err(|e| self.fail("write data", &e))?;
             self.sums.write(*block, sums).map_err(|e| self.fail("write sums", &e))?;
         }
         self.written.fetch_add(1, Ordering::AcqRel);
@@ -625,6 +634,29 @@ impl CopyStore {
         self.check_epoch(epoch, active.header.epoch)?;
         self.heat(&mut active, extents, now)?;
         Ok(RwLockWriteGuard::downgrade(active))
+    }
+
+    /// The chunk of a small write, if nothing in it was ever written. Its zeros are then written too: a flush after a write into a hole
+    /// of the file makes the file system beneath commit its journal, which costs more than the write; the next small writes, which
+    /// the volume's file system puts beside this one, overwrite instead. The caller holds the stripe.
+    fn untouched(&self, block: u64, count: u64) -> Result<Option<(u64, u64)>, StoreError> {
+        let first = block - block % CHUNK_BLOCKS;
+        let length = CHUNK_BLOCKS.min(self.blocks() - first);
+        if block + count > first + length || count == length {
+            return Ok(None);
+        }
+        let mut sums = [[0; 32]; CHUNK_BLOCKS as usize];
+        let sums = &mut sums[..length as usize];
+        self.sums.read(first, sums).map_err(|e| self.fail("read sums", &e))?;
+        if sums.iter().any(|sum| *sum != [0; 32]) {
+            return Ok(None);
+        }
+        // Sums may be lost; only a hole in the data says for sure that there is nothing.
+        let data = self.data.next_data(first * BLOCK);
+        let data = data.map_err(|e| self.fail("seek in data", &e))?;
+        Ok(data
+            .is_none_or(|at| at >= (first + length) * BLOCK)
+            .then_some((first, length)))
     }
 
     /// Enters extents into the activity log, durably.

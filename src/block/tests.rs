@@ -427,6 +427,40 @@ fn a_flipped_bit_in_data_or_sums_is_never_read_as_data() {
 }
 
 #[test]
+fn a_small_first_write_fills_its_chunk_and_the_next_ones_overwrite() {
+    let disk = FaultDisk::default();
+    let store = create(&disk);
+    let data = vec![9; BLOCK_SIZE];
+    let mut sizes = Vec::new();
+    for block in [33, 34, 47, 48] {
+        store.write(1, &[(block, &data, &sums_of(&data))], false).unwrap();
+        sizes.push(disk.open(Path::new("/copy/data")).unwrap().allocated().unwrap() / BLOCK_SIZE as u64);
+    }
+    assert_eq!(sizes, [16, 16, 16, 32]);
+    let mut buffer = vec![1; 16 * BLOCK_SIZE];
+    store.read(32, &mut buffer).unwrap();
+    for (at, block) in buffer.chunks(BLOCK_SIZE).enumerate() {
+        let fill = if [1, 2, 15].contains(&at) { 9 } else { 0 };
+        assert!(block.iter().all(|byte| *byte == fill), "block {}", 32 + at);
+    }
+}
+
+#[test]
+fn lost_sums_do_not_make_a_write_erase_what_lies_beside_it() {
+    let disk = FaultDisk::default();
+    let store = written(&disk);
+    let sums = disk.open(Path::new("/copy/sums")).unwrap();
+    sums.write_at(&[0; 16 * 32], 0).unwrap();
+    let data = vec![9; BLOCK_SIZE];
+    store.write(1, &[(3, &data, &sums_of(&data))], false).unwrap();
+    let mut buffer = vec![0; BLOCK_SIZE];
+    assert!(matches!(
+        store.read(6, &mut buffer),
+        Err(StoreError::Corrupt { block: 6 })
+    ));
+}
+
+#[test]
 fn a_full_disk_fails_the_copy_with_its_reason() {
     let disk = FaultDisk::default();
     let store = written(&disk);

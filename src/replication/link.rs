@@ -171,10 +171,11 @@ impl Replica {
             in_flight: MAX_CALLS,
             ..Limits::default()
         };
+        let home = connection.home.clone();
         let (channel, drive) = rpc::call::<DataRequest, DataResponse>(connection, limits);
         let stop = CancellationToken::new();
         let stopped = stop.clone();
-        tokio::spawn(async move {
+        home.spawn(async move {
             tokio::select! {
                 () = stopped.cancelled() => {}
                 () = drive => stopped.cancel(),

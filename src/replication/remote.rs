@@ -124,10 +124,11 @@ impl RemoteDevice {
         let connection = rpc::connect(&address, Kind::Data, &self.identity, CONNECT_DEADLINE)
             .await
             .map_err(|error| later(error.to_string()))?;
+        let home = connection.home.clone();
         let (channel, drive) = rpc::call::<DataRequest, DataResponse>(connection, Limits::default());
         let stop = CancellationToken::new();
         let stopped = stop.clone();
-        tokio::spawn(async move {
+        home.spawn(async move {
             tokio::select! {
                 () = stopped.cancelled() => {}
                 () = drive => stopped.cancel(),

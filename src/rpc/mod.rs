@@ -13,6 +13,7 @@
 
 mod frame;
 mod hello;
+mod lanes;
 mod payload;
 mod peer;
 mod server;

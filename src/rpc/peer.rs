@@ -5,6 +5,7 @@
 
 use super::{
     hello::{Hello, Identity, Kind, LENGTH, Refusal},
+    lanes,
     server::Connection,
     transport::Transport,
 };
@@ -88,11 +89,13 @@ pub async fn connect(
                 reason,
             });
         }
+        let (socket, home) = lanes::place(kind, socket).map_err(io)?;
         Ok(Connection {
             node: answer.node,
             cluster: answer.cluster,
             address: remote,
             stop: CancellationToken::new(),
+            home,
             socket: Box::new(socket),
         })
     };
@@ -101,8 +104,8 @@ pub async fn connect(
         .unwrap_or_else(|_| Err(ConnectError::Timeout(address.to_owned())))
 }
 
-/// Starts the client side of a service on a connection. The future drives it and ends when the connection is lost; all
-/// its calls have failed by then.
+/// Starts the client side of a service on a connection. The future drives it, on [`Connection::home`], and ends when the connection
+/// is lost; all its calls have failed by then.
 pub fn call<Req, Resp>(
     connection: Connection,
     limits: Limits,
@@ -236,6 +239,7 @@ where
     }
 
     fn start(&self, connection: Connection) -> Channel<Req, Resp> {
+        let home = connection.home.clone();
         let (channel, drive) = call(connection, self.limits);
         let stop = self.stop.child_token();
         *self.open.lock() = Some(Open {
@@ -243,7 +247,7 @@ where
             stop: stop.clone(),
         });
         let shared = self.shared.clone();
-        tokio::spawn(async move {
+        home.spawn(async move {
             tokio::select! {
                 // Dropping `drive` fails the calls that are in flight.
                 () = stop.cancelled() => {}

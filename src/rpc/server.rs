@@ -5,6 +5,7 @@
 
 use super::{
     hello::{Hello, Identity, Kind, LENGTH, Refusal},
+    lanes,
     transport::{Socket, Transport},
 };
 use crate::volume::{ClusterId, NodeId};
@@ -14,6 +15,7 @@ use tarpc::server::{BaseChannel, Channel, Serve};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
+    runtime::Handle,
     sync::{OwnedSemaphorePermit, Semaphore},
     time,
 };
@@ -38,6 +40,8 @@ pub struct Connection {
     pub address: SocketAddr,
     /// Cancelled when this end's server stops; never for an opened connection.
     pub stop: CancellationToken,
+    /// The runtime that the connection's tasks must run on.
+    pub home: Handle,
     pub(super) socket: Box<dyn Socket>,
 }
 
@@ -55,7 +59,7 @@ type Handler = Arc<dyn Fn(Connection) -> BoxFuture<'static, ()> + Send + Sync>;
 pub struct Builder {
     listener: TcpListener,
     identity: Identity,
-    handlers: HashMap<u8, Handler>,
+    handlers: HashMap<u8, (Kind, Handler)>,
     hello_deadline: Duration,
 }
 
@@ -67,8 +71,10 @@ impl Builder {
         F: Fn(Connection) -> R + Send + Sync + 'static,
         R: Future<Output = ()> + Send + 'static,
     {
-        self.handlers
-            .insert(kind as u8, Arc::new(move |connection| handler(connection).boxed()));
+        self.handlers.insert(
+            kind as u8,
+            (kind, Arc::new(move |connection| handler(connection).boxed())),
+        );
         self
     }
 
@@ -150,7 +156,7 @@ impl Drop for Server {
 
 struct Acceptor {
     identity: Identity,
-    handlers: Arc<HashMap<u8, Handler>>,
+    handlers: Arc<HashMap<u8, (Kind, Handler)>>,
     hello_deadline: Duration,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -185,41 +191,46 @@ impl Acceptor {
         }
     }
 
-    /// Starts the task of one connection: hello, then its handler.
+    /// Starts the task of one connection: hello, then its handler, where connections of its kind belong.
     fn admit(&self, mut socket: TcpStream, address: SocketAddr, place: OwnedSemaphorePermit, refuse: Option<Refusal>) {
         let identity = self.identity.clone();
         let handlers = Arc::clone(&self.handlers);
         let stop = self.stop.clone();
         let deadline = self.hello_deadline;
+        let tasks = self.tasks.clone();
         self.tasks.spawn(async move {
-            let _place = place;
-            let connection = async {
-                let greeted = time::timeout(deadline, greet(&mut socket, &identity, &handlers, refuse)).await;
-                let (hello, handler) = match greeted {
-                    Ok(Ok(Some(greeted))) => greeted,
-                    Ok(Ok(None)) => return,
-                    Ok(Err(error)) => {
-                        tracing::debug!(%address, %error, "connection refused");
-                        return;
-                    }
-                    Err(_) => {
-                        tracing::debug!(%address, "connection refused: no hello in time");
-                        return;
-                    }
-                };
-                let connection = Connection {
-                    node: hello.node,
-                    cluster: hello.cluster,
-                    address,
-                    stop: stop.clone(),
-                    socket: Box::new(socket),
-                };
-                handler(connection).await;
+            let greeted = tokio::select! {
+                () = stop.cancelled() => return,
+                greeted = time::timeout(deadline, greet(&mut socket, &identity, &handlers, refuse)) => greeted,
             };
-            tokio::select! {
-                () = stop.cancelled() => {}
-                () = connection => {}
-            }
+            let refused = match greeted {
+                Ok(Ok(Some((hello, kind, handler)))) => match lanes::place(kind, socket) {
+                    Ok((socket, home)) => {
+                        let connection = Connection {
+                            node: hello.node,
+                            cluster: hello.cluster,
+                            address,
+                            stop: stop.clone(),
+                            home: home.clone(),
+                            socket: Box::new(socket),
+                        };
+                        let serve = async move {
+                            let _place = place;
+                            tokio::select! {
+                                () = stop.cancelled() => {}
+                                () = handler(connection) => {}
+                            }
+                        };
+                        tasks.spawn_on(serve, &home);
+                        return;
+                    }
+                    Err(error) => error.to_string(),
+                },
+                Ok(Ok(None)) => return,
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => "no hello in time".to_owned(),
+            };
+            tracing::debug!(%address, error = %refused, "connection refused");
         });
     }
 }
@@ -227,9 +238,9 @@ impl Acceptor {
 async fn greet(
     socket: &mut TcpStream,
     identity: &Identity,
-    handlers: &HashMap<u8, Handler>,
+    handlers: &HashMap<u8, (Kind, Handler)>,
     refuse: Option<Refusal>,
-) -> io::Result<Option<(Hello, Handler)>> {
+) -> io::Result<Option<(Hello, Kind, Handler)>> {
     socket.set_nodelay(true)?;
     let mut bytes = [0; LENGTH];
     socket.read_exact(&mut bytes).await?;
@@ -238,11 +249,11 @@ async fn greet(
     let verdict = match (refuse, hello.admit(identity), handlers.get(&hello.code)) {
         (Some(refusal), ..) | (None, Err(refusal), _) => Err(refusal),
         (None, Ok(()), None) => Err(Refusal::Kind),
-        (None, Ok(()), Some(handler)) => Ok(Arc::clone(handler)),
+        (None, Ok(()), Some((kind, handler))) => Ok((*kind, Arc::clone(handler))),
     };
     let code = verdict.as_ref().err().map_or(0, |refusal| *refusal as u8);
     socket.write_all(&Hello::new(identity, code).encode()).await?;
-    Ok(verdict.ok().map(|handler| (hello, handler)))
+    Ok(verdict.ok().map(|(kind, handler)| (hello, kind, handler)))
 }
 
 /// Serves a tarpc service on a connection until it closes: at most `limit` requests at once, the rest wait in the socket.
