@@ -9,7 +9,7 @@ use super::{
     store::CopyError,
 };
 use crate::{
-    rpc::{self, Identity, Kind, Limits, Payload, Sums, within},
+    rpc::{self, Driver, Identity, Kind, Limits, Payload, Sums, within},
     volume::{NodeId, VolumeId},
 };
 use parking_lot::Mutex;
@@ -26,6 +26,9 @@ use tokio_util::sync::CancellationToken;
 
 /// Every extent is below it.
 pub(super) const ALL: u64 = u64::MAX;
+/// Bytes of data up to which a message is small: a larger one's copy into the socket takes longer than the wake-up of the thread that
+/// can do it meanwhile.
+const SMALL: usize = 32 << 10;
 /// Calls in flight to one copy.
 const MAX_CALLS: usize = 256;
 
@@ -43,9 +46,19 @@ pub(super) enum LinkError {
     Late(Duration),
 }
 
+/// A connection to a copy's node.
+#[derive(Clone)]
+pub(super) struct Open {
+    pub(super) client: DataClient,
+    pub(super) driver: Driver,
+    /// Ends it; cancelled when it is lost.
+    pub(super) stop: CancellationToken,
+}
+
 #[derive(Clone)]
 struct Link {
     client: DataClient,
+    driver: Driver,
     session: u64,
     stop: CancellationToken,
 }
@@ -149,11 +162,7 @@ impl Replica {
     }
 
     /// Opens a connection to the copy's node and drives it until it is lost or `stop` is cancelled.
-    pub(super) async fn open(
-        &self,
-        kind: Kind,
-        deadline: Duration,
-    ) -> Result<(DataClient, CancellationToken), LinkError> {
+    pub(super) async fn open(&self, kind: Kind, deadline: Duration) -> Result<Open, LinkError> {
         let address = self
             .peers
             .address(self.node)
@@ -172,7 +181,7 @@ impl Replica {
             ..Limits::default()
         };
         let home = connection.home.clone();
-        let (channel, drive) = rpc::call::<DataRequest, DataResponse>(connection, limits);
+        let (channel, driver, drive) = rpc::call::<DataRequest, DataResponse>(connection, limits);
         let stop = CancellationToken::new();
         let stopped = stop.clone();
         home.spawn(async move {
@@ -181,7 +190,11 @@ impl Replica {
                 () = drive => stopped.cancel(),
             }
         });
-        Ok((DataClient::from(channel), stop))
+        Ok(Open {
+            client: DataClient::from(channel),
+            driver,
+            stop,
+        })
     }
 
     /// Connects and fences the copy at `epoch`, unless a connection is up (then only fences, if its epoch is lower than
@@ -198,9 +211,10 @@ impl Replica {
         let link = match up {
             Some(link) => link,
             None => {
-                let (client, stop) = self.open(Kind::Data, deadline).await?;
+                let Open { client, driver, stop } = self.open(Kind::Data, deadline).await?;
                 Link {
                     client,
+                    driver,
                     session: self.sessions.fetch_add(1, Ordering::SeqCst),
                     stop,
                 }
@@ -298,6 +312,11 @@ impl Replica {
         )
     }
 
+    /// The engine of the connection that is up.
+    pub(super) fn driver(&self) -> Option<Driver> {
+        self.link.lock().as_ref().map(|link| link.driver.clone())
+    }
+
     pub(super) fn client(&self) -> Result<DataClient, LinkError> {
         Ok(self.link()?.client)
     }
@@ -320,6 +339,16 @@ pub(super) enum Change {
     Grow {
         blocks: u64,
     },
+}
+
+impl Change {
+    /// Whether its message is so small that whoever makes it should send it too.
+    pub(super) fn is_small(&self) -> bool {
+        match self {
+            Self::Write { blocks, .. } => blocks.data.iter().map(|data| data.len()).sum::<usize>() <= SMALL,
+            Self::Flush | Self::Discard { .. } | Self::Grow { .. } => true,
+        }
+    }
 }
 
 /// Makes one result of an RPC's two.

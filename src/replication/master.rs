@@ -8,6 +8,7 @@ use super::{
     change::{State, View},
     entry::{Entry, extents_of},
     env::{ConfigStore, Observer, Peers},
+    fanout::Fanout,
     host::ReplicaHost,
     link::{ALL, Change, LinkError, Replica},
     notes::Notes,
@@ -19,19 +20,17 @@ use super::{
 };
 use crate::{
     block::{BLOCK_SIZE, BlockDevice, DeviceError, EXTENT_BLOCKS, Write},
-    rpc::{Payload, Sums},
+    rpc::{Driver, Held, Payload, Sums},
     volume::{NodeId, VolumeId},
 };
-use futures::{future::join_all, task::noop_waker};
+use futures::future::join_all;
 use parking_lot::{Condvar, Mutex, RwLock, RwLockReadGuard};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    pin::pin,
     sync::{
         Arc, Weak,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
-    task::{Context, Poll},
     time::{Duration, Instant},
 };
 use tokio::runtime::Handle;
@@ -300,20 +299,10 @@ impl Master {
                 Reach::Everyone => true,
             })
             .collect();
-        let mut calls = pin!(join_all(
-            targets.iter().map(|replica| replica.change(epoch, change.clone()))
-        ));
-        // The first poll hands the message to each connection's task; they work while this thread writes.
-        let first = if targets.is_empty() {
-            Poll::Ready(Vec::new())
-        } else {
-            calls.as_mut().poll(&mut Context::from_waker(&noop_waker()))
-        };
+        // The others work while this thread writes.
+        let calls = Self::send(&targets, epoch, change);
         let here = local(self.local_stamp(epoch));
-        let results = match first {
-            Poll::Ready(results) => results,
-            Poll::Pending => self.environment.runtime.block_on(calls),
-        };
+        let results = calls.finish();
         if here.is_ok() && results.iter().all(Result::is_ok) {
             return Ok(Outcome::Done);
         }
@@ -327,6 +316,18 @@ impl Master {
             return Ok(Outcome::Suspended);
         }
         Ok(Outcome::Done)
+    }
+
+    /// Sends a change to replicas: a small one from this thread, a large one from those of the connections.
+    fn send<'a>(targets: &[&'a Arc<Replica>], epoch: u64, change: &Change) -> Fanout<'a, Result<(), LinkError>> {
+        let mut drivers = Vec::new();
+        if change.is_small() {
+            drivers.extend(targets.iter().filter_map(|replica| replica.driver()));
+        }
+        let held: Vec<Held<'_>> = drivers.iter().map(Driver::hold).collect();
+        let calls = Fanout::begin(targets.iter().map(|replica| replica.change(epoch, change.clone())));
+        drop(held);
+        calls
     }
 
     /// Brings a change that did not succeed everywhere at once to its end: on every copy that stays in sync.

@@ -72,6 +72,7 @@ mod change;
 mod disk;
 mod entry;
 mod env;
+mod fanout;
 mod host;
 mod link;
 mod master;

@@ -125,7 +125,7 @@ impl RemoteDevice {
             .await
             .map_err(|error| later(error.to_string()))?;
         let home = connection.home.clone();
-        let (channel, drive) = rpc::call::<DataRequest, DataResponse>(connection, Limits::default());
+        let (channel, _, drive) = rpc::call::<DataRequest, DataResponse>(connection, Limits::default());
         let stop = CancellationToken::new();
         let stopped = stop.clone();
         home.spawn(async move {

@@ -4,7 +4,7 @@
 //! How fast a pass goes and where it stands is the caller's business: [`Master::scrub_extents`] does a few extents.
 
 use super::{
-    link::{LinkError, Replica, flatten},
+    link::{LinkError, Open, Replica, flatten},
     master::Master,
     service::DataClient,
     store::CopyError,
@@ -88,7 +88,7 @@ impl Master {
             // Of its own, so that writes do not wait behind it.
             let opened = replica.open(Kind::Sync, self.options.replica_deadline);
             match self.environment.runtime.block_on(opened) {
-                Ok((client, stop)) => links.push((Arc::clone(replica), client, stop.drop_guard())),
+                Ok(Open { client, stop, .. }) => links.push((Arc::clone(replica), client, stop.drop_guard())),
                 Err(error) => of(copies, replica.node).error = Some(error.to_string()),
             }
         }

@@ -7,7 +7,7 @@
 
 use super::{
     change::{Failure, View, failures},
-    link::{ALL, LinkError, Replica, flatten},
+    link::{ALL, LinkError, Open, Replica, flatten},
     master::Master,
     service::{Blocks, DataClient, Position},
     store::{CopyError, Sum, ZERO_SUM},
@@ -371,7 +371,7 @@ impl Master {
         let epoch = view.configuration.epoch;
         let deadline = self.options.replica_deadline;
         let state = replica.attach(epoch, Some(blocks), deadline).await?;
-        let (client, stop) = replica.open(Kind::Sync, deadline).await?;
+        let Open { client, stop, .. } = replica.open(Kind::Sync, deadline).await?;
         if state.blocks < blocks {
             let stamp = replica.current_stamp(epoch)?;
             flatten(client.grow(within(deadline), stamp, blocks).await, deadline)?;

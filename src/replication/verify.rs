@@ -1,7 +1,7 @@
 //! Proof that copies are identical, and what a master says of itself.
 
 use super::{
-    link::LinkError,
+    link::{LinkError, Open},
     master::Master,
     stats::StatsSnapshot,
     store::{CopyError, Sum},
@@ -126,7 +126,7 @@ impl Master {
             let mut report = CopyReport::new(replica.node, false);
             // A connection of its own kind: the comparison must not delay writes.
             match wait.block_on(replica.open(Kind::Sync, self.options.replica_deadline)) {
-                Ok((client, stop)) => match self.remote_extents(&client) {
+                Ok(Open { client, stop, .. }) => match self.remote_extents(&client) {
                     Ok(theirs) => {
                         extents.extend(theirs.into_iter().filter(|extent| *extent < end));
                         copies.push((report, Some((client, stop.drop_guard()))));

@@ -11,6 +11,7 @@
 //! Two things of tarpc to keep in mind: the server runs the requests of a connection concurrently, and a passed
 //! deadline or a dropped call aborts its handler at an await, so work that must finish runs in a task of its own.
 
+mod driver;
 mod frame;
 mod hello;
 mod lanes;
@@ -21,6 +22,7 @@ mod server;
 mod tests;
 mod transport;
 
+pub use driver::{Drive, Driver, Held};
 #[cfg(test)]
 pub(crate) use frame::bytes_of;
 pub use frame::{MAX_DEADLINE, MAX_HEAD, MAX_PAYLOAD, Message, WireRequest, WireResponse};

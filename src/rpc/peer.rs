@@ -4,6 +4,7 @@
 //! is the caller's concern: the peer never repeats a call by itself.
 
 use super::{
+    driver::{Drive, Driver},
     hello::{Hello, Identity, Kind, LENGTH, Refusal},
     lanes,
     server::Connection,
@@ -104,16 +105,14 @@ pub async fn connect(
         .unwrap_or_else(|_| Err(ConnectError::Timeout(address.to_owned())))
 }
 
-/// Starts the client side of a service on a connection. The future drives it, on [`Connection::home`], and ends when the connection
-/// is lost; all its calls have failed by then.
-pub fn call<Req, Resp>(
-    connection: Connection,
-    limits: Limits,
-) -> (Channel<Req, Resp>, impl Future<Output = ()> + Send + 'static)
+/// Starts the client side of a service on a connection. The last of the results drives it: it must be spawned on [`Connection::home`],
+/// and ends when the connection is lost; all its calls have failed by then.
+pub fn call<Req, Resp>(connection: Connection, limits: Limits) -> (Channel<Req, Resp>, Driver, Drive)
 where
     Req: RequestName + Serialize + DeserializeOwned + Send + 'static,
     Resp: Serialize + DeserializeOwned + Send + 'static,
 {
+    let home = connection.home.clone();
     let transport: Transport<ClientMessage<Req>, Response<Resp>> = connection.transport();
     let mut config = client::Config::default();
     config.max_in_flight_requests = limits.in_flight;
@@ -124,7 +123,8 @@ where
             tracing::debug!(%error, "connection lost");
         }
     };
-    (client.client, drive)
+    let (driver, drive) = Driver::new(Box::pin(drive), home);
+    (client.client, driver, drive)
 }
 
 /// Bounds of a [`Peer`].
@@ -240,7 +240,7 @@ where
 
     fn start(&self, connection: Connection) -> Channel<Req, Resp> {
         let home = connection.home.clone();
-        let (channel, drive) = call(connection, self.limits);
+        let (channel, _, drive) = call(connection, self.limits);
         let stop = self.stop.child_token();
         *self.open.lock() = Some(Open {
             channel: channel.clone(),
