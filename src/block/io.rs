@@ -2,11 +2,13 @@
 //!
 //! Calls are exact: they read or write everything or return an error.
 
+use rustix::io::{Errno, ReadWriteFlags, preadv2, pwritev2};
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, IoSlice, IoSliceMut, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A directory of files on some disk.
 pub(crate) trait Disk: Send + Sync + 'static {
@@ -40,6 +42,39 @@ pub(crate) trait DiskFile: Send + Sync {
     fn next_data(&self, offset: u64) -> io::Result<Option<u64>>;
     /// Bytes that the file takes on the disk.
     fn allocated(&self) -> io::Result<u64>;
+}
+
+/// Bytes from which what is read or written is not kept in the page cache: whoever streams that much has it in the cache of the mount,
+/// and the copies of a volume would fill the memory of every node with it.
+const STREAMED: usize = 128 << 10;
+
+/// RWF_DONTCACHE of preadv2(2) and pwritev2(2), Linux 6.14: dropped from the page cache after the read, or once written back, which
+/// begins at once. Pages that were there before stay.
+const DONT_CACHE: ReadWriteFlags = ReadWriteFlags::from_bits_retain(0x80);
+
+/// Set when the kernel or the file system beneath does not know the flag.
+static KEEPS: AtomicBool = AtomicBool::new(false);
+
+/// Moves what it can of `length` bytes by `part`, which is told how many are done, without keeping them in the page cache; returns how
+/// many. If not all, the rest is to be moved as usual.
+fn uncached(length: usize, mut part: impl FnMut(usize) -> Result<usize, Errno>) -> io::Result<usize> {
+    let mut done = 0;
+    if length < STREAMED {
+        return Ok(done);
+    }
+    while done < length && !KEEPS.load(Ordering::Relaxed) {
+        match part(done) {
+            Ok(0) => break,
+            Ok(some) => done += some,
+            Err(Errno::INTR) => {}
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {
+                tracing::debug!("what is streamed stays in the page cache: no RWF_DONTCACHE here");
+                KEEPS.store(true, Ordering::Relaxed);
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(done)
 }
 
 /// The operating system's files.
@@ -77,11 +112,19 @@ impl Disk for RealDisk {
 
 impl DiskFile for File {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        self.read_exact_at(buffer, offset)
+        let done = uncached(buffer.len(), |done| {
+            let mut rest = [IoSliceMut::new(&mut buffer[done..])];
+            preadv2(self, &mut rest, offset + done as u64, DONT_CACHE)
+        })?;
+        self.read_exact_at(&mut buffer[done..], offset + done as u64)
     }
 
     fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
-        self.write_all_at(data, offset)
+        let done = uncached(data.len(), |done| {
+            let rest = [IoSlice::new(&data[done..])];
+            pwritev2(self, &rest, offset + done as u64, DONT_CACHE)
+        })?;
+        self.write_all_at(&data[done..], offset + done as u64)
     }
 
     fn punch(&self, offset: u64, length: u64) -> io::Result<()> {
@@ -114,5 +157,34 @@ impl DiskFile for File {
     fn allocated(&self) -> io::Result<u64> {
         use std::os::unix::fs::MetadataExt;
         Ok(self.metadata()?.blocks() * 512)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_and_small_writes_are_read_back_and_nothing_beside_them_changes() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = RealDisk.create(&directory.path().join("data"), 4 << 20).unwrap();
+        let mut model = vec![0; 4 << 20];
+        let random: Vec<u8> = (0..1 << 20)
+            .map(|n: u32| (n.wrapping_mul(2_654_435_761) >> 24) as u8)
+            .collect();
+        for (offset, length) in [
+            (0, STREAMED),
+            (4096, 1 << 20),
+            (3 << 20, STREAMED - 1),
+            (1 << 20, 4096),
+            (777, STREAMED + 5),
+        ] {
+            file.write_at(&random[..length], offset).unwrap();
+            model[offset as usize..offset as usize + length].copy_from_slice(&random[..length]);
+        }
+        file.sync().unwrap();
+        let mut content = vec![0; 4 << 20];
+        file.read_at(&mut content, 0).unwrap();
+        assert!(content == model);
     }
 }
