@@ -206,28 +206,33 @@ impl Replica {
         deadline: Duration,
     ) -> Result<CopyState, LinkError> {
         let started = Instant::now();
+        let left = || deadline.saturating_sub(started.elapsed());
         let mut incarnation = self.attaching.lock().await;
         let up = self.link.lock().clone().filter(|link| !link.stop.is_cancelled());
-        let link = match up {
-            Some(link) => link,
+        let fenced = match up {
+            Some(link) => match self.fence(&link, epoch, create, left()).await {
+                // It was lost, and this is the first to notice.
+                Err(LinkError::Lost(_)) => None,
+                answer => Some((link, answer)),
+            },
+            None => None,
+        };
+        let (link, answer) = match fenced {
+            Some(fenced) => fenced,
             None => {
-                let Open { client, driver, stop } = self.open(Kind::Data, deadline).await?;
-                Link {
+                self.detach();
+                let Open { client, driver, stop } = self.open(Kind::Data, left()).await?;
+                let link = Link {
                     client,
                     driver,
                     session: self.sessions.fetch_add(1, Ordering::SeqCst),
                     stop,
-                }
+                };
+                let answer = self.fence(&link, epoch, create, left()).await;
+                (link, answer)
             }
         };
-        let stamp = Stamp {
-            volume: self.volume,
-            epoch,
-            session: link.session,
-        };
-        let left = deadline.saturating_sub(started.elapsed());
-        let fenced = flatten(link.client.fence(within(left), stamp, create).await, left);
-        let state = match fenced {
+        let state = match answer {
             Ok(state) => state,
             Err(error) => {
                 link.stop.cancel();
@@ -257,6 +262,17 @@ impl Replica {
             self.detach();
         }
         Ok(state)
+    }
+
+    async fn fence(
+        &self,
+        link: &Link,
+        epoch: u64,
+        create: Option<u64>,
+        deadline: Duration,
+    ) -> Result<CopyState, LinkError> {
+        let stamp = self.stamp(link, epoch);
+        flatten(link.client.fence(within(deadline), stamp, create).await, deadline)
     }
 
     fn stamp(&self, link: &Link, epoch: u64) -> Stamp {
