@@ -446,6 +446,10 @@ impl Writer {
         let acknowledged = Arc::new(AtomicU64::new(0));
         let (path, stop2, count) = (file.to_owned(), stop.clone(), acknowledged.clone());
         let thread = std::thread::spawn(move || {
+            // With the process's descriptors, every command that the test starts would inherit the file for a moment, and wait in its
+            // exec to close it while the volume's writes are suspended.
+            // SAFETY: the file is opened, used and closed by this thread; it uses no other's descriptor.
+            unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FILES)? };
             let mut file = File::options().create(true).append(true).open(path)?;
             for line in 0_u64.. {
                 if stop2.load(Ordering::Relaxed) {

@@ -118,7 +118,6 @@ fn a_node_that_stops_in_order_gives_its_vote_away_first() {
 }
 
 #[test]
-#[ignore = "not reliable: a recovery sometimes takes minutes; run it by name while mending that"]
 fn a_lost_majority_is_recovered_from_a_survivor_and_the_others_join_it() {
     let mut cluster = Cluster::start(5);
     settled(&cluster, 4, 5);
