@@ -180,16 +180,8 @@ impl Replica {
             in_flight: MAX_CALLS,
             ..Limits::default()
         };
-        let home = connection.home.clone();
-        let (channel, driver, drive) = rpc::call::<DataRequest, DataResponse>(connection, limits);
         let stop = CancellationToken::new();
-        let stopped = stop.clone();
-        home.spawn(async move {
-            tokio::select! {
-                () = stopped.cancelled() => {}
-                () = drive => stopped.cancel(),
-            }
-        });
+        let (channel, driver) = rpc::call::<DataRequest, DataResponse>(connection, limits, stop.clone());
         Ok(Open {
             client: DataClient::from(channel),
             driver,

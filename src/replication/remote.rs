@@ -124,16 +124,8 @@ impl RemoteDevice {
         let connection = rpc::connect(&address, Kind::Data, &self.identity, CONNECT_DEADLINE)
             .await
             .map_err(|error| later(error.to_string()))?;
-        let home = connection.home.clone();
-        let (channel, _, drive) = rpc::call::<DataRequest, DataResponse>(connection, Limits::default());
         let stop = CancellationToken::new();
-        let stopped = stop.clone();
-        home.spawn(async move {
-            tokio::select! {
-                () = stopped.cancelled() => {}
-                () = drive => stopped.cancel(),
-            }
-        });
+        let (channel, _) = rpc::call::<DataRequest, DataResponse>(connection, Limits::default(), stop.clone());
         let link = Link {
             master,
             client: DataClient::from(channel),

@@ -112,7 +112,7 @@ impl Drop for Held<'_> {
 }
 
 /// The task of a connection.
-pub struct Drive(Arc<Engine>);
+pub(super) struct Drive(Arc<Engine>);
 
 impl Future for Drive {
     type Output = ();

@@ -22,7 +22,7 @@ mod server;
 mod tests;
 mod transport;
 
-pub use driver::{Drive, Driver, Held};
+pub use driver::{Driver, Held};
 #[cfg(test)]
 pub(crate) use frame::bytes_of;
 pub use frame::{MAX_DEADLINE, MAX_HEAD, MAX_PAYLOAD, Message, WireRequest, WireResponse};

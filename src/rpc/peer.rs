@@ -4,7 +4,7 @@
 //! is the caller's concern: the peer never repeats a call by itself.
 
 use super::{
-    driver::{Drive, Driver},
+    driver::Driver,
     hello::{Hello, Identity, Kind, LENGTH, Refusal},
     lanes,
     server::Connection,
@@ -105,9 +105,23 @@ pub async fn connect(
         .unwrap_or_else(|_| Err(ConnectError::Timeout(address.to_owned())))
 }
 
-/// Starts the client side of a service on a connection. The last of the results drives it: it must be spawned on [`Connection::home`],
-/// and ends when the connection is lost; all its calls have failed by then.
-pub fn call<Req, Resp>(connection: Connection, limits: Limits) -> (Channel<Req, Resp>, Driver, Drive)
+/// Starts the client side of a service on a connection, and the task that drives it. Cancelling `stop` ends it; when the connection is
+/// lost, all its calls have failed before `stop` is cancelled.
+pub fn call<Req, Resp>(connection: Connection, limits: Limits, stop: CancellationToken) -> (Channel<Req, Resp>, Driver)
+where
+    Req: RequestName + Serialize + DeserializeOwned + Send + 'static,
+    Resp: Serialize + DeserializeOwned + Send + 'static,
+{
+    call_then(connection, limits, stop, || {})
+}
+
+/// The same; `ended` is called when the connection is over and all its calls have failed.
+fn call_then<Req, Resp>(
+    connection: Connection,
+    limits: Limits,
+    stop: CancellationToken,
+    ended: impl FnOnce() + Send + 'static,
+) -> (Channel<Req, Resp>, Driver)
 where
     Req: RequestName + Serialize + DeserializeOwned + Send + 'static,
     Resp: Serialize + DeserializeOwned + Send + 'static,
@@ -123,8 +137,16 @@ where
             tracing::debug!(%error, "connection lost");
         }
     };
-    let (driver, drive) = Driver::new(Box::pin(drive), home);
-    (client.client, driver, drive)
+    let (driver, drive) = Driver::new(Box::pin(drive), home.clone());
+    home.spawn(async move {
+        tokio::select! {
+            // Dropping `drive` fails the calls that are in flight.
+            () = stop.cancelled() => {}
+            () = drive => stop.cancel(),
+        }
+        ended();
+    });
+    (client.client, driver)
 }
 
 /// Bounds of a [`Peer`].
@@ -239,24 +261,20 @@ where
     }
 
     fn start(&self, connection: Connection) -> Channel<Req, Resp> {
-        let home = connection.home.clone();
-        let (channel, _, drive) = call(connection, self.limits);
         let stop = self.stop.child_token();
-        *self.open.lock() = Some(Open {
-            channel: channel.clone(),
-            stop: stop.clone(),
-        });
         let shared = self.shared.clone();
-        home.spawn(async move {
-            tokio::select! {
-                // Dropping `drive` fails the calls that are in flight.
-                () = stop.cancelled() => {}
-                () = drive => stop.cancel(),
-            }
+        let ended = move || {
             if let Some(peer) = shared.upgrade() {
                 peer.open.lock().take_if(|open| open.stop.is_cancelled());
                 peer.lost.send_modify(|lost| *lost += 1);
             }
+        };
+        // Locked before the task starts: should it end at once, it finds what it has to take.
+        let mut open = self.open.lock();
+        let (channel, _) = call_then(connection, self.limits, stop.clone(), ended);
+        *open = Some(Open {
+            channel: channel.clone(),
+            stop,
         });
         channel
     }

@@ -41,7 +41,7 @@ pub struct Connection {
     /// Cancelled when this end's server stops; never for an opened connection.
     pub stop: CancellationToken,
     /// The runtime that the connection's tasks must run on.
-    pub home: Handle,
+    pub(super) home: Handle,
     pub(super) socket: Box<dyn Socket>,
 }
 
