@@ -38,14 +38,18 @@ fn start(number: usize) -> Option<Handle> {
         .ok()
 }
 
+/// The lane whose turn it is; `None`: none could be started.
+fn next() -> Option<&'static Handle> {
+    let turn = NEXT.fetch_add(1, Ordering::Relaxed).checked_rem(LANES.len())?;
+    LANES.get(turn)
+}
+
 /// Puts a new connection where connections of its kind belong: block data on the lanes in turn, others on the caller's runtime. Also
 /// returns the runtime that the socket's tasks must run on.
 pub(super) fn place(kind: Kind, socket: TcpStream) -> io::Result<(TcpStream, Handle)> {
-    let lane = match LANES.len() {
-        0 => None,
-        lanes => LANES.get(NEXT.fetch_add(1, Ordering::Relaxed) % lanes),
-    };
-    match lane.filter(|_| kind == Kind::Data) {
+    // The others do not start the lanes either.
+    let lane = if kind == Kind::Data { next() } else { None };
+    match lane {
         None => Ok((socket, Handle::current())),
         Some(lane) => {
             let socket = socket.into_std()?;
