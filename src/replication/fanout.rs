@@ -3,11 +3,12 @@
 //! The thread sleeps until the last answer is there, not to be woken by each. A call that needs another turn before its answer (its
 //! connection had no room) has that turn when the others have answered at the latest, which their deadlines bound.
 
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, FusedFuture, MaybeDone, maybe_done};
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicIsize, Ordering};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Wake, Waker};
 use std::thread::{self, Thread};
 
 /// Wakes a thread when as many wake-ups have come as it waits for.
@@ -28,14 +29,9 @@ impl Wake for Latch {
     }
 }
 
-enum Call<'a, T> {
-    Waiting(BoxFuture<'a, T>),
-    Done(T),
-}
-
 /// Calls in flight, begun by this thread.
 pub(super) struct Fanout<'a, T> {
-    calls: Vec<Call<'a, T>>,
+    calls: Vec<MaybeDone<BoxFuture<'a, T>>>,
     latch: Arc<Latch>,
 }
 
@@ -44,7 +40,7 @@ impl<'a, T> Fanout<'a, T> {
     pub(super) fn begin<F: Future<Output = T> + Send + 'a>(calls: impl Iterator<Item = F>) -> Self {
         let mut fanout = Self {
             calls: calls
-                .map(|call| Call::Waiting(Box::pin(call) as BoxFuture<'a, T>))
+                .map(|call| maybe_done(Box::pin(call) as BoxFuture<'a, T>))
                 .collect(),
             latch: Arc::new(Latch {
                 thread: thread::current(),
@@ -57,21 +53,14 @@ impl<'a, T> Fanout<'a, T> {
 
     /// Gives every call that has no answer yet a turn; whether all have.
     fn turn(&mut self) -> bool {
-        let waiting = self
-            .calls
-            .iter()
-            .filter(|call| matches!(call, Call::Waiting(_)))
-            .count();
+        let waiting = self.calls.iter().filter(|call| !call.is_terminated()).count();
         // Set before the turn: a wake-up during it counts.
         self.latch.left.store(waiting as isize, Ordering::Release);
         let waker = Waker::from(Arc::clone(&self.latch));
         let mut context = Context::from_waker(&waker);
         let mut left = waiting;
-        for call in &mut self.calls {
-            if let Call::Waiting(future) = call
-                && let Poll::Ready(value) = future.as_mut().poll(&mut context)
-            {
-                *call = Call::Done(value);
+        for call in self.calls.iter_mut().filter(|call| !call.is_terminated()) {
+            if Pin::new(call).poll(&mut context).is_ready() {
                 left -= 1;
                 self.latch.left.fetch_sub(1, Ordering::AcqRel);
             }
@@ -86,7 +75,7 @@ impl<'a, T> Fanout<'a, T> {
             thread::current().id(),
             "another thread would be woken"
         );
-        while self.calls.iter().any(|call| matches!(call, Call::Waiting(_))) {
+        while !self.calls.iter().all(FusedFuture::is_terminated) {
             // Above zero: somebody will wake this thread.
             while self.latch.left.load(Ordering::Acquire) > 0 {
                 thread::park();
@@ -94,12 +83,8 @@ impl<'a, T> Fanout<'a, T> {
             self.turn();
         }
         self.calls
-            .into_iter()
-            .filter_map(|call| match call {
-                Call::Done(value) => Some(value),
-                // None is left.
-                Call::Waiting(_) => None,
-            })
+            .iter_mut()
+            .filter_map(|call| Pin::new(call).take_output())
             .collect()
     }
 }
