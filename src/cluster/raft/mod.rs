@@ -714,20 +714,6 @@ struct Server {
     store: RaftStore,
 }
 
-/// Decodes a message of Raft's, gives it to Raft, encodes the answer.
-async fn pass<Req, Resp, F>(request: Payload, call: impl FnOnce(Req) -> F) -> Result<Payload, String>
-where
-    Req: DeserializeOwned,
-    Resp: Serialize,
-    F: Future<Output = Resp>,
-{
-    let request = postcard::from_bytes(&request).map_err(|e| e.to_string())?;
-    let answer = call(request).await;
-    postcard::to_allocvec(&answer)
-        .map(|bytes| Payload(bytes.into()))
-        .map_err(|e| e.to_string())
-}
-
 impl Server {
     /// A message for a node whose old address is this one's now must not be answered for it: a vote would count twice.
     /// And one of another incarnation must not be answered at all; a later one is given way to.
@@ -749,6 +735,28 @@ impl Server {
             ours.number, of.number
         ))
     }
+
+    /// Decodes a message of Raft's that passes the check, gives it to Raft, encodes the answer.
+    async fn pass<Req, Resp, F>(
+        &self,
+        to: NodeId,
+        of: Incarnation,
+        request: Payload,
+        call: impl FnOnce(Arc<Core>, Req) -> F,
+    ) -> Result<Payload, String>
+    where
+        Req: DeserializeOwned,
+        Resp: Serialize,
+        F: Future<Output = Resp>,
+    {
+        self.check(to, of)?;
+        let core = self.store.inner.core();
+        let request = postcard::from_bytes(&request).map_err(|e| e.to_string())?;
+        let answer = call(core, request).await;
+        postcard::to_allocvec(&answer)
+            .map(|bytes| Payload(bytes.into()))
+            .map_err(|e| e.to_string())
+    }
 }
 
 impl Control for Server {
@@ -759,15 +767,20 @@ impl Control for Server {
         of: Incarnation,
         request: Payload,
     ) -> Result<Payload, String> {
-        self.check(to, of)?;
-        let core = self.store.inner.core();
-        pass(request, |request| core.raft.append_entries(request)).await
+        self.pass(to, of, request, |core, request| async move {
+            core.raft.append_entries(request).await
+        })
+        .await
     }
 
     async fn vote(self, _: Context, to: NodeId, of: Incarnation, request: Payload) -> Result<Payload, String> {
-        self.check(to, of)?;
-        let core = self.store.inner.core();
-        pass(request, |request| core.raft.vote(request)).await
+        self.pass(
+            to,
+            of,
+            request,
+            |core, request| async move { core.raft.vote(request).await },
+        )
+        .await
     }
 
     async fn install_snapshot(
@@ -777,9 +790,10 @@ impl Control for Server {
         of: Incarnation,
         request: Payload,
     ) -> Result<Payload, String> {
-        self.check(to, of)?;
-        let core = self.store.inner.core();
-        pass(request, |request| core.raft.install_snapshot(request)).await
+        self.pass(to, of, request, |core, request| async move {
+            core.raft.install_snapshot(request).await
+        })
+        .await
     }
 
     async fn propose(self, _: Context, command: Command) -> Result<Answer, Refusal> {
