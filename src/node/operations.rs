@@ -74,6 +74,17 @@ impl Joined {
         found.ok_or_else(|| ApiError::unavailable(format!("node {node} is not known to the cluster any more")))
     }
 
+    /// The node of a volume's master and where it listens; no address: it is this node.
+    fn master(&self, volume: &Volume, view: &View) -> Result<(NodeId, Option<String>), ApiError> {
+        let master = volume
+            .configuration
+            .master
+            .ok_or_else(|| ApiError::unavailable(format!("volume {} has no master yet", name(volume))))?;
+        let elsewhere = master != self.node;
+        let address = elsewhere.then(|| Self::address(view, master)).transpose()?;
+        Ok((master, address))
+    }
+
     /// Unmounts a volume wherever it is mounted.
     async fn unmount(&self, volume: &Volume, force: bool) -> Result<(), ApiError> {
         let Some(claim) = &volume.mount else {
@@ -455,17 +466,10 @@ impl Operations for Shared {
         let joined = self.joined()?;
         let found = joined.control.find_volume(&reference(namespace, volume)?).await?;
         let view = joined.control.view();
-        let Some(master) = found.configuration.master else {
-            return Err(ApiError::unavailable(format!(
-                "volume {} has no master yet",
-                name(&found)
-            )));
-        };
-        let pass = if master == self.node {
-            joined.server.scrubbed(found.id, start)?
-        } else {
-            let address = Joined::address(&view, master)?;
-            joined.nodes.scrub(master, &address, found.id, start).await?
+        let (master, address) = joined.master(&found, &view)?;
+        let pass = match address {
+            None => joined.server.scrubbed(found.id, start)?,
+            Some(address) => joined.nodes.scrub(master, &address, found.id, start).await?,
         };
         let pass = pass.ok_or_else(|| {
             let on = view.node_name(master);
@@ -487,17 +491,10 @@ impl Operations for Shared {
         let joined = self.joined()?;
         let found = joined.control.find_volume(&reference(namespace, volume)?).await?;
         let view = joined.control.view();
-        let Some(master) = found.configuration.master else {
-            return Err(ApiError::unavailable(format!(
-                "volume {} has no master yet",
-                name(&found)
-            )));
-        };
-        let compared = if master == self.node {
-            joined.server.compare(found.id, request.deep).await?
-        } else {
-            let address = Joined::address(&view, master)?;
-            joined.nodes.verify(master, &address, found.id, request.deep).await?
+        let (master, address) = joined.master(&found, &view)?;
+        let compared = match address {
+            None => joined.server.compare(found.id, request.deep).await?,
+            Some(address) => joined.nodes.verify(master, &address, found.id, request.deep).await?,
         };
         let differing: BTreeSet<NodeId> = compared
             .copies
