@@ -32,16 +32,11 @@ async fn catalog(nodes: u8) -> Catalog {
     catalog.initialise(ClusterId::random()).await.unwrap();
     for i in 1..=nodes {
         let node = Node {
-            id: NodeId::from_bytes([i; 16]),
-            name: format!("n{i}"),
             address: format!("127.0.0.{i}:5703"),
-            labels: Labels::new(),
-            cordoned: false,
-            drained: false,
             capacity: 1 << 40,
             free: 1 << 40,
             version: "1".into(),
-            created_at: Timestamp::now(),
+            ..Node::sample(i)
         };
         catalog.register_node(&node).await.unwrap();
         let lease = catalog.store().grant(Duration::from_secs(60)).await.unwrap();
@@ -279,18 +274,7 @@ async fn an_operation_whose_answer_was_lost_is_not_refused_by_its_own_first_atte
     catalog.create_namespace(&namespace).await.unwrap();
     lose();
     catalog.remove_namespace("apps").await.unwrap();
-    let node = Node {
-        id: NodeId::from_bytes([1; 16]),
-        name: "n1".into(),
-        address: String::new(),
-        labels: Labels::new(),
-        cordoned: false,
-        drained: false,
-        capacity: 1,
-        free: 1,
-        version: String::new(),
-        created_at: Timestamp::now(),
-    };
+    let node = Node::sample(1);
     lose();
     catalog.register_node(&node).await.unwrap();
     let lease = catalog.store().grant(Duration::from_secs(60)).await.unwrap();

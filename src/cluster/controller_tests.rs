@@ -66,18 +66,7 @@ impl World {
     }
 
     async fn start_node(&mut self, n: u8) {
-        let node = Node {
-            id: id(n),
-            name: format!("n{n}"),
-            address: String::new(),
-            labels: Labels::new(),
-            cordoned: false,
-            drained: false,
-            capacity: 100,
-            free: 100,
-            version: String::new(),
-            created_at: Timestamp::now(),
-        };
+        let node = Node::sample(n);
         self.catalog.register_node(&node).await.unwrap();
         let lease = self.catalog.store().grant(Duration::from_secs(600)).await.unwrap();
         assert!(self.catalog.set_live(node.id, lease).await.unwrap());

@@ -75,23 +75,9 @@ mod tests {
     }
 
     fn view(nodes: &[u8], live: &[u8]) -> View {
-        let node = |n| {
-            Arc::new(Node {
-                id: id(n),
-                name: format!("n{n}"),
-                address: String::new(),
-                labels: BTreeMap::new(),
-                cordoned: false,
-                drained: false,
-                capacity: 0,
-                free: 0,
-                version: String::new(),
-                created_at: at(0),
-            })
-        };
         View {
             revision: 1,
-            nodes: nodes.iter().map(|n| (id(*n), node(*n))).collect(),
+            nodes: nodes.iter().map(|n| (id(*n), Arc::new(Node::sample(*n)))).collect(),
             live: live.iter().copied().map(id).collect(),
             ..View::default()
         }

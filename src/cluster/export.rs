@@ -203,16 +203,10 @@ mod tests {
 
     fn node() -> Node {
         Node {
-            id: NodeId::from_bytes([1; 16]),
-            name: "n1".into(),
             address: "10.0.0.1:5703".into(),
-            labels: Labels::new(),
-            cordoned: false,
-            drained: false,
             capacity: 1 << 40,
             free: 1 << 40,
-            version: String::new(),
-            created_at: jiff::Timestamp::UNIX_EPOCH,
+            ..Node::sample(1)
         }
     }
 

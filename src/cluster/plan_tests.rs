@@ -36,26 +36,8 @@ impl World {
         syncing: &[u8],
         lost: &[(u8, i64)],
     ) -> Self {
-        let node = |n| Node {
-            id: id(n),
-            name: format!("n{n}"),
-            address: String::new(),
-            labels: Labels::new(),
-            cordoned: false,
-            drained: false,
-            capacity: 100,
-            free: 100,
-            version: String::new(),
-            created_at: at(0),
-        };
         let volume = Volume {
-            id: VolumeId::from_bytes([0; 16]),
-            namespace: "default".into(),
-            name: "v".into(),
-            description: String::new(),
-            size: 1 << 30,
             labels: Labels::from([("storageos.com/replicas".into(), replicas.to_string())]),
-            node_selector: String::new(),
             configuration: Configuration {
                 epoch: 7,
                 master: in_sync.first().copied().map(id),
@@ -63,17 +45,14 @@ impl World {
                 syncing: ids(syncing),
                 lost: lost.iter().map(|(n, ago)| (id(*n), at(NOW - ago))).collect(),
                 established: replicas,
-                failures: BTreeMap::new(),
+                ..Configuration::unplaced()
             },
-            formatted: true,
-            mount: None,
-            mounts: 0,
-            created_at: at(0),
+            ..Volume::sample()
         };
         Self {
             view: View {
                 volumes: BTreeMap::from([(volume.id, Arc::new(volume))]),
-                nodes: (1..=nodes).map(|n| (id(n), Arc::new(node(n)))).collect(),
+                nodes: (1..=nodes).map(|n| (id(n), Arc::new(Node::sample(n)))).collect(),
                 live: (1..=nodes)
                     .filter(|n| dead.iter().all(|(d, _)| d != n))
                     .map(id)

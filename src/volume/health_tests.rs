@@ -1,7 +1,7 @@
 //! The words for each state of a volume.
 
 use super::*;
-use crate::volume::{Configuration, VolumeId};
+use crate::volume::Configuration;
 use proptest::prelude::*;
 
 fn id(n: u8) -> NodeId {
@@ -17,13 +17,7 @@ fn volume(labels: &[(&str, &str)], in_sync: &[u8], syncing: &[u8], lost: &[u8]) 
         .iter()
         .map(|(k, v)| (format!("storageos.com/{k}"), (*v).to_owned()));
     Volume {
-        id: VolumeId::from_bytes([0; 16]),
-        namespace: "default".into(),
-        name: "v".into(),
-        description: String::new(),
-        size: 1 << 30,
         labels: labels.collect(),
-        node_selector: String::new(),
         configuration: Configuration {
             epoch: 1,
             master: in_sync.first().copied().map(id),
@@ -31,12 +25,9 @@ fn volume(labels: &[(&str, &str)], in_sync: &[u8], syncing: &[u8], lost: &[u8]) 
             syncing: ids(syncing),
             lost: lost.iter().map(|n| (id(*n), jiff::Timestamp::UNIX_EPOCH)).collect(),
             established: 2,
-            failures: Default::default(),
+            ..Configuration::unplaced()
         },
-        formatted: true,
-        mount: None,
-        mounts: 0,
-        created_at: jiff::Timestamp::UNIX_EPOCH,
+        ..Volume::sample()
     }
 }
 

@@ -88,7 +88,7 @@ pub fn promote(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::volume::{MountClaim, VolumeId};
+    use crate::volume::MountClaim;
 
     fn id(n: u8) -> NodeId {
         NodeId::from_bytes([n; 16])
@@ -111,13 +111,6 @@ mod tests {
             read_only: false,
         };
         Volume {
-            id: VolumeId::from_bytes([0; 16]),
-            namespace: "default".into(),
-            name: "v".into(),
-            description: String::new(),
-            size: 1 << 30,
-            labels: Default::default(),
-            node_selector: String::new(),
             configuration: Configuration {
                 epoch: 7,
                 master: Some(id(1)),
@@ -125,12 +118,11 @@ mod tests {
                 syncing: ids(&[3]),
                 lost: [(id(4), at(50))].into(),
                 established: 2,
-                failures: Default::default(),
+                ..Configuration::unplaced()
             },
-            formatted: true,
             mount: mounted.map(claim),
             mounts: 3,
-            created_at: at(0),
+            ..Volume::sample()
         }
     }
 

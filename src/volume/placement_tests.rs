@@ -3,21 +3,6 @@
 use super::*;
 use proptest::prelude::*;
 
-fn node(n: u8) -> Node {
-    Node {
-        id: NodeId::from_bytes([n; 16]),
-        name: format!("n{n}"),
-        address: String::new(),
-        labels: BTreeMap::new(),
-        cordoned: false,
-        drained: false,
-        capacity: 100,
-        free: 100,
-        version: String::new(),
-        created_at: jiff::Timestamp::UNIX_EPOCH,
-    }
-}
-
 fn run(nodes: &[Node], dead: &[u8], wanted: Wanted<'_>) -> Result<Vec<String>, PlacementError> {
     let candidates: Vec<_> = nodes
         .iter()
@@ -46,7 +31,7 @@ fn want(copies: usize) -> Wanted<'static> {
 
 #[test]
 fn a_refusal_says_why_each_node_cannot_hold_a_copy() {
-    let mut nodes: Vec<_> = (1..=7).map(node).collect();
+    let mut nodes: Vec<_> = (1..=7).map(Node::sample).collect();
     nodes[1].cordoned = true;
     nodes[2].drained = true;
     nodes[3]
@@ -68,7 +53,7 @@ fn a_refusal_says_why_each_node_cannot_hold_a_copy() {
 
 #[test]
 fn the_hinted_node_comes_first_when_it_can() {
-    let mut nodes: Vec<_> = (1..=3).map(node).collect();
+    let mut nodes: Vec<_> = (1..=3).map(Node::sample).collect();
     nodes[2].free = 1;
     for hint in ["n3", &NodeId::from_bytes([3; 16]).to_string()] {
         let wanted = Wanted {
@@ -82,7 +67,7 @@ fn the_hinted_node_comes_first_when_it_can() {
 
 #[test]
 fn copies_are_spread_over_failure_domains_before_capacity_counts() {
-    let mut nodes: Vec<_> = (1..=4).map(node).collect();
+    let mut nodes: Vec<_> = (1..=4).map(Node::sample).collect();
     for (i, domain) in ["a", "a", "b", "b"].iter().enumerate() {
         nodes[i].labels.insert("iaas/failure-domain".into(), (*domain).into());
     }
@@ -101,7 +86,7 @@ fn copies_are_spread_over_failure_domains_before_capacity_counts() {
 
 #[test]
 fn the_node_with_the_most_space_for_each_copy_is_preferred() {
-    let nodes: Vec<_> = (1..=2).map(node).collect();
+    let nodes: Vec<_> = (1..=2).map(Node::sample).collect();
     let candidates = [(3, &nodes[0]), (2, &nodes[1])].map(|(copies, node)| Candidate {
         node,
         alive: true,
@@ -138,7 +123,7 @@ proptest! {
         seed: u64,
     ) {
         let nodes: Vec<_> = facts.iter().enumerate().map(|(i, (_, cordoned, drained, free, domain, _))| {
-            let mut node = node(u8::try_from(i).unwrap());
+            let mut node = Node::sample(u8::try_from(i).unwrap());
             (node.cordoned, node.drained, node.free) = (*cordoned, *drained, *free);
             if *domain > 0 {
                 node.labels.insert("iaas/failure-domain".into(), domain.to_string());

@@ -196,6 +196,46 @@ pub struct Namespace {
 }
 
 #[cfg(test)]
+impl Volume {
+    /// A volume for tests: `default/v`, formatted, nowhere mounted, its copies not placed.
+    pub(crate) fn sample() -> Self {
+        Self {
+            id: VolumeId::from_bytes([0; 16]),
+            namespace: "default".into(),
+            name: "v".into(),
+            description: String::new(),
+            size: 1 << 30,
+            labels: BTreeMap::new(),
+            node_selector: String::new(),
+            configuration: Configuration::unplaced(),
+            formatted: true,
+            mount: None,
+            mounts: 0,
+            created_at: Timestamp::UNIX_EPOCH,
+        }
+    }
+}
+
+#[cfg(test)]
+impl Node {
+    /// A node for tests: `nN`, without labels, its disk empty.
+    pub(crate) fn sample(n: u8) -> Self {
+        Self {
+            id: NodeId::from_bytes([n; 16]),
+            name: format!("n{n}"),
+            address: String::new(),
+            labels: BTreeMap::new(),
+            cordoned: false,
+            drained: false,
+            capacity: 100,
+            free: 100,
+            version: String::new(),
+            created_at: Timestamp::UNIX_EPOCH,
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
