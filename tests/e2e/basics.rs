@@ -34,17 +34,7 @@ fn the_documented_commands_create_replicated_volumes() {
 #[test]
 fn files_written_through_a_mount_are_on_three_identical_copies() {
     let mut cluster = Cluster::start(3);
-    cluster
-        .cli(&[
-            "volume",
-            "create",
-            "--size",
-            "1GiB",
-            "--label",
-            "storageos.com/replicas=2",
-            "data",
-        ])
-        .ok();
+    cluster.create("data", 2);
     let mount = cluster.mount(0, "default/data");
     bash(
         &mount,

@@ -35,6 +35,23 @@ pub fn flip_bits(path: &Path, from: u64) -> usize {
     flipped
 }
 
+/// Starts so many nodes; the second one's directory is on a disk of 64 MiB.
+fn with_a_small_disk(count: usize) -> Cluster {
+    let mut cluster = Cluster::prepare(count, |_| vec![]);
+    let small = cluster.nodes[1].directory.clone();
+    fs::create_dir_all(&small).unwrap();
+    run(
+        "mount",
+        &["-t", "tmpfs", "-o", "size=64m", "tmpfs", small.to_str().unwrap()],
+    )
+    .ok();
+    for node in &mut cluster.nodes {
+        node.start();
+    }
+    cluster.wait_for_live_nodes(count);
+    cluster
+}
+
 #[test]
 fn a_flipped_bit_on_one_copy_is_never_read_and_verify_names_it() {
     let mut cluster = Cluster::start(2);
@@ -82,29 +99,8 @@ fn a_corrupted_sums_file_is_found_and_mended_from_the_other_copy() {
 
 #[test]
 fn a_replica_whose_disk_is_full_is_dropped_and_writing_goes_on() {
-    let mut cluster = Cluster::prepare(3, |_| vec![]);
-    let small = cluster.nodes[1].directory.clone();
-    fs::create_dir_all(&small).unwrap();
-    run(
-        "mount",
-        &["-t", "tmpfs", "-o", "size=64m", "tmpfs", small.to_str().unwrap()],
-    )
-    .ok();
-    for node in &mut cluster.nodes {
-        node.start();
-    }
-    cluster.wait_for_live_nodes(3);
-    cluster
-        .cli(&[
-            "volume",
-            "create",
-            "--size",
-            "1GiB",
-            "--label",
-            "storageos.com/replicas=2",
-            "data",
-        ])
-        .ok();
+    let mut cluster = with_a_small_disk(3);
+    cluster.create("data", 2);
     let mount = cluster.mount(0, "default/data");
     bash(
         &mount,
@@ -122,18 +118,7 @@ fn a_replica_whose_disk_is_full_is_dropped_and_writing_goes_on() {
 
 #[test]
 fn a_copy_whose_disk_stays_bad_is_replaced_on_another_node_and_watch_sees_it_through() {
-    let mut cluster = Cluster::prepare(4, |_| vec![]);
-    let small = cluster.nodes[1].directory.clone();
-    fs::create_dir_all(&small).unwrap();
-    run(
-        "mount",
-        &["-t", "tmpfs", "-o", "size=64m", "tmpfs", small.to_str().unwrap()],
-    )
-    .ok();
-    for node in &mut cluster.nodes {
-        node.start();
-    }
-    cluster.wait_for_live_nodes(4);
+    let mut cluster = with_a_small_disk(4);
     cluster.cli(&["node", "cordon", "n4"]).ok();
     cluster.create("data", 2);
     let mount = cluster.mount(0, "default/data");

@@ -1,6 +1,6 @@
 //! Clusters whose records are in etcd: a real one, of Debian's package `etcd-server`, started and killed by each test.
 
-use crate::harness::{Cluster, DEADLINE, Writer, check_lines, eventually, run};
+use crate::harness::{Cluster, DEADLINE, Writer, eventually, run};
 use serde_json::Value;
 use std::fs::{self, File};
 use std::net::TcpListener;
@@ -124,17 +124,7 @@ fn files_are_written_while_etcd_is_away_and_a_killed_master_is_replaced_when_it_
     assert_eq!(roles.iter().filter(|r| **r == "member").count(), 2, "{said}");
 
     let one_copy_is_enough = "storageos.com/failure.mode=alwayson";
-    cluster
-        .cli(&[
-            "volume",
-            "create",
-            "--label",
-            "storageos.com/replicas=1",
-            "--label",
-            one_copy_is_enough,
-            "data",
-        ])
-        .ok();
+    cluster.create_with("data", &["storageos.com/replicas=1", one_copy_is_enough]);
     let node = without_copy(&cluster, "data");
     let mount = cluster.mount(node, "default/data");
     let writer = Writer::start(&mount.join("lines"));
@@ -162,9 +152,7 @@ fn files_are_written_while_etcd_is_away_and_a_killed_master_is_replaced_when_it_
     cluster.nodes[master].kill();
     writer.goes_on(20);
     assert_ne!(cluster.index(&cluster.master("data")), master);
-    let (result, acknowledged) = writer.stop();
-    result.unwrap();
-    check_lines(&mount.join("lines"), acknowledged);
+    writer.ends_well();
     cluster.nodes[master].start();
     becomes_healthy(&cluster);
     cluster.unmount(&mount);
@@ -216,9 +204,7 @@ fn an_etcd_that_lost_its_data_is_named_and_never_written() {
     });
     // What is mounted goes on: its one copy is its master.
     writer.goes_on(20);
-    let (result, acknowledged) = writer.stop();
-    result.unwrap();
-    check_lines(&mount.join("lines"), acknowledged);
+    writer.ends_well();
     // A daemon that starts now says it, too, and a fresh one finds no cluster to join.
     cluster.nodes[0].kill();
     let _ = run("umount", &["-l", "-i", mount.to_str().unwrap()]);

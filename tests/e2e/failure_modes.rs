@@ -1,16 +1,7 @@
 //! Failure modes: which losses leave a volume writable, what happens when they do not, and labels changed under load.
 
-use crate::harness::{Cluster, Writer, bash, check_lines, eventually};
+use crate::harness::{Cluster, Writer, bash, eventually};
 use serde_json::Value;
-
-fn create(cluster: &Cluster, labels: &[&str]) {
-    let mut arguments = vec!["volume", "create", "--size", "1GiB"];
-    for label in labels {
-        arguments.extend(["--label", label]);
-    }
-    arguments.push("data");
-    cluster.cli(&arguments).ok();
-}
 
 fn update(cluster: &Cluster, arguments: &[&str]) {
     let mut all = vec!["volume", "update"];
@@ -48,8 +39,8 @@ fn with_witnesses() -> Cluster {
 #[test]
 fn a_soft_volume_goes_on_with_the_losses_it_tolerates_and_suspends_beyond_them() {
     let mut cluster = with_witnesses();
-    create(
-        &cluster,
+    cluster.create_with(
+        "data",
         &[
             "storageos.com/replicas=2",
             "storageos.com/failure.mode=soft",
@@ -75,9 +66,7 @@ fn a_soft_volume_goes_on_with_the_losses_it_tolerates_and_suspends_beyond_them()
     // One replica's return frees it.
     cluster.nodes[4].start();
     writer.goes_on(5);
-    let (result, acknowledged) = writer.stop();
-    result.unwrap();
-    check_lines(&mount.join("lines"), acknowledged);
+    writer.ends_well();
     let kinds = kinds(&cluster);
     for kind in ["replicaLost", "volumeSuspended", "replicaInSync", "volumeWritable"] {
         assert!(kinds.iter().any(|k| k == kind), "{kind}: {kinds:?}");
@@ -90,8 +79,8 @@ fn a_soft_volume_goes_on_with_the_losses_it_tolerates_and_suspends_beyond_them()
 #[test]
 fn an_alwayson_volume_goes_on_with_its_last_copy() {
     let mut cluster = with_witnesses();
-    create(
-        &cluster,
+    cluster.create_with(
+        "data",
         &["storageos.com/replicas=2", "storageos.com/failure.mode=alwayson"],
     );
     let mount = cluster.mount(0, "default/data");
@@ -107,9 +96,7 @@ fn an_alwayson_volume_goes_on_with_its_last_copy() {
     for replica in [3, 4] {
         cluster.nodes[replica].start();
     }
-    let (result, acknowledged) = writer.stop();
-    result.unwrap();
-    check_lines(&mount.join("lines"), acknowledged);
+    writer.ends_well();
     cluster.unmount(&mount);
     cluster.verify_identical("data", 3);
 }
@@ -117,7 +104,7 @@ fn an_alwayson_volume_goes_on_with_its_last_copy() {
 #[test]
 fn a_label_that_the_present_state_cannot_meet_is_refused_and_force_insists() {
     let mut cluster = Cluster::start(3);
-    create(&cluster, &["storageos.com/replicas=1"]);
+    cluster.create("data", 1);
     update(&cluster, &["--label-add", "storageos.com/failure.tolerance=1"]);
     let refused = cluster
         .cli(&["volume", "update", "--label-add", "storageos.com/replicas=5", "data"])
@@ -167,7 +154,7 @@ fn a_label_that_the_present_state_cannot_meet_is_refused_and_force_insists() {
 #[test]
 fn replicas_go_up_and_down_on_a_mounted_volume_under_load() {
     let mut cluster = Cluster::start(6);
-    create(&cluster, &[]);
+    cluster.create_with("data", &[]);
     let mount = cluster.mount(0, "default/data");
     bash(&mount, "dd if=/dev/urandom of=big bs=1M count=8 status=none; sync big").ok();
     let writer = Writer::start(&mount.join("lines"));
@@ -192,9 +179,7 @@ fn replicas_go_up_and_down_on_a_mounted_volume_under_load() {
     update(&cluster, &["--label-add", "storageos.feature.replicas=2"]);
     update(&cluster, &["--label-add", "storageos.com/failure.mode=hard"]);
     writer.goes_on(5);
-    let (result, acknowledged) = writer.stop();
-    result.unwrap();
-    check_lines(&mount.join("lines"), acknowledged);
+    writer.ends_well();
     cluster.unmount(&mount);
     cluster.verify_identical("data", 3);
     eventually("nodes without a copy have removed theirs", || {

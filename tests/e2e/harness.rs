@@ -295,8 +295,18 @@ impl Cluster {
     /// Creates a volume with so many replicas.
     #[track_caller]
     pub fn create(&self, volume: &str, replicas: u8) {
-        let label = format!("storageos.com/replicas={replicas}");
-        self.cli(&["volume", "create", "--label", &label, volume]).ok();
+        self.create_with(volume, &[&format!("storageos.com/replicas={replicas}")]);
+    }
+
+    /// Creates a volume with these labels (`KEY=VALUE`).
+    #[track_caller]
+    pub fn create_with(&self, volume: &str, labels: &[&str]) {
+        let mut arguments = vec!["volume", "create"];
+        for label in labels {
+            arguments.extend(["--label", label]);
+        }
+        arguments.push(volume);
+        self.cli(&arguments).ok();
     }
 
     /// The node's index by its name.
@@ -434,6 +444,7 @@ pub fn checksums(directory: &Path) -> String {
 
 /// A writer that appends numbered lines, fsyncs each, and counts those that were acknowledged.
 pub struct Writer {
+    file: PathBuf,
     stop: Arc<AtomicBool>,
     acknowledged: Arc<AtomicU64>,
     thread: JoinHandle<std::io::Result<()>>,
@@ -462,6 +473,7 @@ impl Writer {
             Ok(())
         });
         Self {
+            file: file.to_owned(),
             stop,
             acknowledged,
             thread,
@@ -493,6 +505,15 @@ impl Writer {
         self.stop.store(true, Ordering::Relaxed);
         let result = self.thread.join().unwrap();
         (result, self.acknowledged.load(Ordering::SeqCst))
+    }
+
+    /// Stops the writer, which must have met no error; what was acknowledged must be in its file.
+    #[track_caller]
+    pub fn ends_well(self) {
+        let file = self.file.clone();
+        let (result, acknowledged) = self.stop();
+        result.unwrap();
+        check_lines(&file, acknowledged);
     }
 }
 

@@ -98,17 +98,14 @@ fn a_stale_copy_is_made_the_master_only_by_an_operator_who_accepts_the_loss() {
         let voters = health["voters"].as_array()?;
         (voters.len() == 3 && !voters.contains(&Value::from("n4"))).then_some(())
     });
-    let labels = [
-        "storageos.com/replicas=1",
-        "storageos.com/failure.mode=alwayson",
-        "storageos.com/hint.master=n3",
-    ];
-    let [replicas, mode, hint] = labels;
-    cluster
-        .cli(&[
-            "volume", "create", "--label", replicas, "--label", mode, "--label", hint, "data",
-        ])
-        .ok();
+    cluster.create_with(
+        "data",
+        &[
+            "storageos.com/replicas=1",
+            "storageos.com/failure.mode=alwayson",
+            "storageos.com/hint.master=n3",
+        ],
+    );
     assert_eq!(cluster.master("data"), "n3");
     let mount = cluster.mount(0, "default/data");
     bash(&mount, "echo old > old; sync -f .").ok();

@@ -8,17 +8,10 @@ use std::time::{Duration, Instant};
 #[test]
 fn a_killed_replica_leaves_the_in_sync_set_and_writing_goes_on() {
     let mut cluster = Cluster::start(3);
-    cluster
-        .cli(&[
-            "volume",
-            "create",
-            "--label",
-            "storageos.com/replicas=2",
-            "--label",
-            "storageos.com/failure.mode=alwayson",
-            "data",
-        ])
-        .ok();
+    cluster.create_with(
+        "data",
+        &["storageos.com/replicas=2", "storageos.com/failure.mode=alwayson"],
+    );
     let mount = cluster.mount(0, "default/data");
     assert_eq!(cluster.master("data"), "n1");
     let writer = Writer::start(&mount.join("lines"));
@@ -34,9 +27,7 @@ fn a_killed_replica_leaves_the_in_sync_set_and_writing_goes_on() {
         (cluster.replicas("data", "healthy").len() == 2).then_some(())
     });
     writer.goes_on(20);
-    let (result, acknowledged) = writer.stop();
-    result.unwrap();
-    check_lines(&mount.join("lines"), acknowledged);
+    writer.ends_well();
     cluster.unmount(&mount);
     cluster.verify_identical("data", 3);
 }
@@ -58,9 +49,7 @@ fn a_killed_master_is_replaced_and_a_mount_elsewhere_goes_on_without_an_error() 
     let master = cluster.index(&cluster.master("data"));
     cluster.nodes[master].kill();
     writer.goes_on(20);
-    let (result, acknowledged) = writer.stop();
-    result.unwrap();
-    check_lines(&mount.join("lines"), acknowledged);
+    writer.ends_well();
     assert_ne!(cluster.index(&cluster.master("data")), master);
     cluster.verify_identical("data", 2);
     cluster.unmount(&mount);
@@ -103,19 +92,14 @@ fn twenty_random_kills_of_the_mounting_daemon_lose_nothing_that_was_synced() {
 #[test]
 fn a_hard_volume_that_lost_a_replica_turns_read_only_and_comes_back_by_itself() {
     let mut cluster = Cluster::start(2);
-    cluster
-        .cli(&[
-            "volume",
-            "create",
-            "--label",
+    cluster.create_with(
+        "data",
+        &[
             "storageos.com/replicas=1",
-            "--label",
             "storageos.com/failure.mode=hard",
-            "--label",
             "storageos.com/io.timeout=2s",
-            "data",
-        ])
-        .ok();
+        ],
+    );
     let mount = cluster.mount(0, "default/data");
     fs::write(mount.join("before"), "kept").unwrap();
     bash(&mount, "sync before").ok();

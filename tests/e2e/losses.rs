@@ -1,6 +1,6 @@
 //! Nodes that go one after another: what is left goes on, as far as each volume's failure mode says.
 
-use crate::harness::{Cluster, Writer, bash, check_lines, eventually};
+use crate::harness::{Cluster, Writer, bash, eventually};
 use serde_json::Value;
 use std::path::Path;
 
@@ -88,9 +88,7 @@ fn five_nodes_die_one_by_one_and_each_failure_mode_keeps_its_word() {
     }
     // The control plane of the last node still takes changes.
     cluster.nodes[last].cli(&["volume", "create", "alone"]).ok();
-    let (result, acknowledged) = writer.stop();
-    result.unwrap();
-    check_lines(&alwayson.join("lines"), acknowledged);
+    writer.ends_well();
 }
 
 #[test]
@@ -132,17 +130,10 @@ fn a_lost_majority_is_recovered_from_a_survivor_and_the_others_join_it() {
         let name = cluster.nodes[*index].name.clone();
         cluster.cli(&["node", "cordon", &name]).ok();
     }
-    cluster
-        .cli(&[
-            "volume",
-            "create",
-            "--label",
-            "storageos.com/replicas=2",
-            "--label",
-            "storageos.com/failure.mode=alwayson",
-            "data",
-        ])
-        .ok();
+    cluster.create_with(
+        "data",
+        &["storageos.com/replicas=2", "storageos.com/failure.mode=alwayson"],
+    );
     let mount = cluster.mount(first, "default/data");
     let writer = Writer::start(&mount.join("lines"));
     writer.goes_on(20);
@@ -182,9 +173,7 @@ fn a_lost_majority_is_recovered_from_a_survivor_and_the_others_join_it() {
         });
     }
     writer.goes_on(20);
-    let (result, acknowledged) = writer.stop();
-    result.unwrap();
-    check_lines(&mount.join("lines"), acknowledged);
+    writer.ends_well();
     cluster.unmount(&mount);
     cluster.verify_identical("data", 3);
 }
