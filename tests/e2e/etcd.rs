@@ -1,84 +1,40 @@
 //! Clusters whose records are in etcd: a real one, of Debian's package `etcd-server`, started and killed by each test.
 
+use crate::etcd_process::EtcdProcess;
 use crate::harness::{Cluster, DEADLINE, Writer, eventually, run};
 use serde_json::Value;
-use std::fs::{self, File};
-use std::net::TcpListener;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::fs;
+use std::net::TcpStream;
+use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 static SERIAL: AtomicU32 = AtomicU32::new(0);
 
-/// One etcd, killed when dropped.
+/// One etcd on an address of its own, beside those of the tests' daemons.
 struct Etcd {
-    client: String,
-    peer: String,
-    directory: PathBuf,
-    child: Option<Child>,
+    process: EtcdProcess,
 }
 
 impl Etcd {
-    /// Starts an etcd on free ports.
     fn start() -> Self {
         let pid = std::process::id();
-        // Beside the addresses of the tests' daemons.
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
         let host = format!("127.{}.{}.{}", 16 + (pid >> 8) % 200, pid & 0xff, 240 + serial % 10);
-        let free = || TcpListener::bind((host.as_str(), 0)).unwrap();
-        let (client, peer) = (free(), free());
-        let mut etcd = Self {
-            client: client.local_addr().unwrap().to_string(),
-            peer: peer.local_addr().unwrap().to_string(),
-            directory: PathBuf::from(format!("/var/tmp/st-etcd-{pid}-{serial}")),
-            child: None,
-        };
-        drop((client, peer));
-        fs::create_dir_all(&etcd.directory).unwrap();
+        let process = EtcdProcess::on(&host);
+        let mut etcd = Self { process };
         etcd.run();
         etcd
     }
 
+    /// Starts the process. Whether it serves, the daemons find out by themselves.
     fn run(&mut self) {
-        let (client, peer) = (format!("http://{}", self.client), format!("http://{}", self.peer));
-        let log = File::options()
-            .create(true)
-            .append(true)
-            .open(self.directory.join("log"))
-            .unwrap();
-        let child = Command::new("etcd")
-            .arg("--data-dir")
-            .arg(self.directory.join("data"))
-            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
-            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-            .args(["--name", "t", "--initial-cluster", &format!("t={peer}")])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .expect("these tests need etcd (Debian: apt-get install etcd-server)");
-        self.child = Some(child);
-        // Whether it serves, the daemons find out by themselves.
-        eventually("etcd listens", || std::net::TcpStream::connect(&self.client).ok());
-    }
-
-    fn kill(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
+        self.process.spawn();
+        eventually("etcd listens", || TcpStream::connect(&self.process.client).ok());
     }
 
     fn arguments(&self) -> Vec<String> {
-        vec!["--control".into(), format!("etcd://{}/tests/one", self.client)]
-    }
-}
-
-impl Drop for Etcd {
-    fn drop(&mut self) {
-        self.kill();
-        let _ = fs::remove_dir_all(&self.directory);
+        vec!["--control".into(), format!("etcd://{}/tests/one", self.process.client)]
     }
 }
 
@@ -113,7 +69,10 @@ fn files_are_written_while_etcd_is_away_and_a_killed_master_is_replaced_when_it_
     let mut cluster = Cluster::start_with(3, |_| etcd.arguments());
     becomes_healthy(&cluster);
     let said = health(&cluster);
-    assert_eq!(said["voters"], serde_json::json!([format!("etcd {}", etcd.client)]));
+    assert_eq!(
+        said["voters"],
+        serde_json::json!([format!("etcd {}", etcd.process.client)])
+    );
     let roles: Vec<&str> = said["nodes"]
         .as_array()
         .unwrap()
@@ -130,16 +89,19 @@ fn files_are_written_while_etcd_is_away_and_a_killed_master_is_replaced_when_it_
     let writer = Writer::start(&mount.join("lines"));
     writer.goes_on(20);
 
-    etcd.kill();
+    etcd.process.kill();
     writer.goes_on(100);
     let asked = Instant::now();
     let refused = cluster.cli(&["volume", "create", "more"]).fails_with(6);
-    assert!(refused.contains("etcd") && refused.contains(&etcd.client), "{refused}");
+    assert!(
+        refused.contains("etcd") && refused.contains(&etcd.process.client),
+        "{refused}"
+    );
     assert!(asked.elapsed() < DEADLINE / 2, "{:?}", asked.elapsed());
     eventually("health says that etcd is away", || {
         let said = health(&cluster);
         let problems = said["problems"].to_string();
-        (said["healthy"] == false && said["leader"].is_null() && problems.contains(&etcd.client)).then_some(())
+        (said["healthy"] == false && said["leader"].is_null() && problems.contains(&etcd.process.client)).then_some(())
     });
     assert_eq!(cluster.cli(&["volume", "ls", "-q"]).ok().trim(), "default/data");
     writer.goes_on(100);
@@ -190,8 +152,7 @@ fn an_etcd_that_lost_its_data_is_named_and_never_written() {
     let mount = cluster.mount(0, "default/data");
     let writer = Writer::start(&mount.join("lines"));
     writer.goes_on(5);
-    etcd.kill();
-    fs::remove_dir_all(etcd.directory.join("data")).unwrap();
+    etcd.process.lose_data();
     etcd.run();
     let refused = eventually("the loss is noticed", || {
         let said = cluster.cli(&["volume", "create", "more"]);
@@ -283,7 +244,7 @@ fn records_move_to_etcd_and_back_and_the_files_stay() {
     move_records(&mut cluster, &to, &[&to[0], &to[1]]);
     assert_eq!(
         health(&cluster)["voters"],
-        serde_json::json!([format!("etcd {}", etcd.client)])
+        serde_json::json!([format!("etcd {}", etcd.process.client)])
     );
     let mount = cluster.mount(1, "default/data");
     assert_eq!(fs::read_to_string(mount.join("embedded")).unwrap(), "1");

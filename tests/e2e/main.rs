@@ -1,7 +1,7 @@
 //! End-to-end tests: real daemons (processes of the built binary) on loopback addresses, real FUSE mounts, real faults
 //! (SIGKILL by pid, full disks, flipped bits). They need root and `/dev/fuse`, and fail loudly without them.
 //!
-//! `harness` makes clusters, the other files each keep one promise's tests.
+//! `harness` makes clusters, `etcd_process` an etcd; the other files each keep one promise's tests.
 
 #![allow(clippy::unwrap_used)] // a failed step fails the test
 
@@ -10,6 +10,7 @@ mod bad_input;
 mod basics;
 mod damage;
 mod etcd;
+mod etcd_process;
 mod events;
 mod failure_modes;
 mod harness;

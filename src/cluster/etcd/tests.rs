@@ -1,6 +1,6 @@
 //! The store on a real etcd, which each test starts for itself: the promises, an etcd that is away, one that lost its data, lost history.
 //!
-//! Debian's package `etcd-server` has it. Each etcd has a loopback address of its own, a temporary directory, and is killed by its pid.
+//! Debian's package `etcd-server` has it. Each etcd has a loopback address of its own.
 
 use super::{EtcdConfig, EtcdStore};
 use crate::cluster::records::encode_id;
@@ -10,22 +10,22 @@ use crate::volume::{ClusterId, NodeId};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::net::TcpListener;
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
+
+#[path = "../../../tests/e2e/etcd_process.rs"]
+mod etcd_process;
+use etcd_process::EtcdProcess;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
 static SERIAL: AtomicU8 = AtomicU8::new(1);
 
-/// One etcd, killed when dropped.
+/// One etcd on an address of its own.
 struct Etcd {
     host: String,
-    client: u16,
-    peer: u16,
-    data: tempfile::TempDir,
-    child: Option<Child>,
+    process: EtcdProcess,
 }
 
 impl Etcd {
@@ -33,65 +33,23 @@ impl Etcd {
         let pid = std::process::id();
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
         let host = format!("127.{}.{}.{serial}", 16 + (pid >> 8) % 200, pid & 0xff);
-        let free = || TcpListener::bind((host.as_str(), 0)).unwrap();
-        let (a, b) = (free(), free());
-        let (client, peer) = (a.local_addr().unwrap().port(), b.local_addr().unwrap().port());
-        drop((a, b));
-        let mut etcd = Self {
-            host,
-            client,
-            peer,
-            data: tempfile::tempdir().unwrap(),
-            child: None,
-        };
+        let process = EtcdProcess::on(&host);
+        let mut etcd = Self { host, process };
         etcd.run().await;
         etcd
     }
 
     /// Starts the process and waits until it answers.
     async fn run(&mut self) {
-        let (client, peer) = (
-            format!("http://{}:{}", self.host, self.client),
-            format!("http://{}:{}", self.host, self.peer),
-        );
-        let log = std::fs::File::create(self.data.path().join("log")).unwrap();
-        let child = Command::new("etcd")
-            .arg("--data-dir")
-            .arg(self.data.path().join("data"))
-            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
-            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-            .args(["--name", "t", "--initial-cluster", &format!("t={peer}")])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .expect("these tests need etcd (Debian: apt-get install etcd-server)");
-        self.child = Some(child);
+        self.process.spawn();
         let store = self.store(1, Duration::from_secs(1));
         eventually("etcd answers", || async { store.get("x").await.is_ok() }).await;
-    }
-
-    fn kill(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-
-    /// All that it kept is gone.
-    fn lose_data(&mut self) {
-        self.kill();
-        std::fs::remove_dir_all(self.data.path().join("data")).unwrap();
-    }
-
-    fn endpoint(&self) -> String {
-        format!("{}:{}", self.host, self.client)
     }
 
     fn config(&self, deadline: Duration) -> EtcdConfig {
         EtcdConfig {
             deadline,
-            ..format!("etcd://{}", self.endpoint()).parse().unwrap()
+            ..format!("etcd://{}", self.process.client).parse().unwrap()
         }
     }
 
@@ -101,17 +59,6 @@ impl Etcd {
             self.config(deadline),
             Identity::new(NodeId::from_bytes([node; 16]), None),
         )
-    }
-}
-
-impl Drop for Etcd {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            let log = std::fs::read_to_string(self.data.path().join("log")).unwrap_or_default();
-            let lines: Vec<&str> = log.lines().collect();
-            eprintln!("--- etcd\n{}", lines[lines.len().saturating_sub(20)..].join("\n"));
-        }
-        self.kill();
     }
 }
 
@@ -196,13 +143,13 @@ async fn an_etcd_that_is_away_is_an_error_in_bounded_time_and_one_that_returns_s
     let lease = store.grant(Duration::from_secs(60)).await.unwrap();
     store.transact(put("a", "1")).await.unwrap();
     let (_, revision) = store.range("").await.unwrap();
-    etcd.kill();
+    etcd.process.kill();
     let asked = Instant::now();
     let error = store.transact(put("a", "2")).await.unwrap_err();
     assert!(asked.elapsed() < DEADLINE / 2, "{:?}", asked.elapsed());
     let text = error.to_string();
     assert!(
-        matches!(error, ControlError::Unavailable(_)) && text.contains(&etcd.endpoint()),
+        matches!(error, ControlError::Unavailable(_)) && text.contains(&etcd.process.client),
         "{text}"
     );
     assert!(store.keep_alive(lease).await.is_err());
@@ -275,7 +222,7 @@ async fn an_etcd_that_lost_its_data_or_holds_another_cluster_is_neither_read_nor
             );
         }
     };
-    etcd.lose_data();
+    etcd.process.lose_data();
     etcd.run().await;
     refused(&store, "went back").await;
     assert!(matches!(
