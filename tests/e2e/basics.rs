@@ -122,13 +122,7 @@ fn a_read_only_mount_refuses_writes_and_a_cli_mount_works() {
 
 #[test]
 fn a_node_without_a_copy_mounts_through_the_master() {
-    let mut cluster = Cluster::start_with(3, |index| {
-        if index == 2 {
-            vec!["--label".into(), "storageos.com/deployment=computeonly".into()]
-        } else {
-            vec![]
-        }
-    });
+    let mut cluster = Cluster::start_with_compute_only(3, &[2]);
     cluster.create("data", 1);
     let mount = cluster.mount(2, "default/data");
     bash(

@@ -255,9 +255,7 @@ fn records_move_to_etcd_and_back_and_the_files_stay() {
     let directory = cluster.nodes[0].directory.to_str().unwrap().to_owned();
     let to = ["--control", "embedded", "--data-dir", &directory];
     move_records(&mut cluster, &[], &to);
-    eventually("three voters", || {
-        (health(&cluster)["voters"].as_array()?.len() == 3).then_some(())
-    });
+    cluster.wait_for_voters(&["n1", "n2", "n3"]);
     let mount = cluster.mount(2, "default/data");
     assert_eq!(fs::read_to_string(mount.join("embedded")).unwrap(), "1");
     assert_eq!(fs::read_to_string(mount.join("etcd")).unwrap(), "2");

@@ -19,20 +19,8 @@ fn kinds(cluster: &Cluster) -> Vec<String> {
 
 /// Copies can be on n1, n4 and n5; n1, n2 and n3 are the voters. So the replicas may die and the control plane goes on.
 fn with_witnesses() -> Cluster {
-    let cluster = Cluster::start_with(5, |index| {
-        if index == 1 || index == 2 {
-            vec!["--label".into(), "storageos.com/deployment=computeonly".into()]
-        } else {
-            vec![]
-        }
-    });
-    eventually("the first three vote", || {
-        let said = cluster.cli(&["cluster", "health", "--format", "json"]);
-        let health: Value = serde_json::from_str(&said.out).ok()?;
-        let mut voters: Vec<_> = health["voters"].as_array()?.iter().filter_map(Value::as_str).collect();
-        voters.sort_unstable();
-        (voters == ["n1", "n2", "n3"]).then_some(())
-    });
+    let cluster = Cluster::start_with_compute_only(5, &[1, 2]);
+    cluster.wait_for_voters(&["n1", "n2", "n3"]);
     cluster
 }
 

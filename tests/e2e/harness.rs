@@ -233,6 +233,18 @@ impl Cluster {
         cluster
     }
 
+    /// Starts `count` nodes; those of these indices (from 0) hold no copies.
+    #[track_caller]
+    pub fn start_with_compute_only(count: usize, compute_only: &[usize]) -> Self {
+        Self::start_with(count, |index| {
+            if compute_only.contains(&index) {
+                vec!["--label".into(), "storageos.com/deployment=computeonly".into()]
+            } else {
+                vec![]
+            }
+        })
+    }
+
     /// Directories and addresses, no daemon started yet.
     #[track_caller]
     pub fn prepare(count: usize, extra: impl Fn(usize) -> Vec<String>) -> Self {
@@ -279,6 +291,18 @@ impl Cluster {
             let nodes: Value = serde_json::from_str(&said.out).ok()?;
             let alive = nodes.as_array()?.iter().filter(|n| n["health"] == "healthy").count();
             (alive == count).then_some(())
+        });
+    }
+
+    /// Waits until these nodes vote (their names in order), and no other.
+    #[track_caller]
+    pub fn wait_for_voters(&self, names: &[&str]) {
+        eventually(&format!("{names:?} vote"), || {
+            let said = self.cli(&["cluster", "health", "--format", "json"]);
+            let health: Value = serde_json::from_str(&said.out).ok()?;
+            let mut voters: Vec<_> = health["voters"].as_array()?.iter().filter_map(Value::as_str).collect();
+            voters.sort_unstable();
+            (voters == names).then_some(())
         });
     }
 

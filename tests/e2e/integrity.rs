@@ -85,19 +85,8 @@ fn a_background_scrub_repairs_without_being_asked() {
 #[test]
 fn a_stale_copy_is_made_the_master_only_by_an_operator_who_accepts_the_loss() {
     // n1 and n2 hold no copies and are, with n3, the voters: the control plane survives the copies.
-    let mut cluster = Cluster::start_with(4, |index| {
-        if index < 2 {
-            vec!["--label".into(), "storageos.com/deployment=computeonly".into()]
-        } else {
-            vec![]
-        }
-    });
-    eventually("three voters", || {
-        let said = cluster.cli(&["cluster", "health", "--format", "json"]);
-        let health: Value = serde_json::from_str(&said.out).ok()?;
-        let voters = health["voters"].as_array()?;
-        (voters.len() == 3 && !voters.contains(&Value::from("n4"))).then_some(())
-    });
+    let mut cluster = Cluster::start_with_compute_only(4, &[0, 1]);
+    cluster.wait_for_voters(&["n1", "n2", "n3"]);
     cluster.create_with(
         "data",
         &[

@@ -35,13 +35,7 @@ fn a_killed_replica_leaves_the_in_sync_set_and_writing_goes_on() {
 #[test]
 fn a_killed_master_is_replaced_and_a_mount_elsewhere_goes_on_without_an_error() {
     // n4 holds no copy: its mount works through the master.
-    let mut cluster = Cluster::start_with(4, |index| {
-        if index == 3 {
-            vec!["--label".into(), "storageos.com/deployment=computeonly".into()]
-        } else {
-            vec![]
-        }
-    });
+    let mut cluster = Cluster::start_with_compute_only(4, &[3]);
     cluster.create("data", 2);
     let mount = cluster.mount(3, "default/data");
     let writer = Writer::start(&mount.join("lines"));
@@ -124,11 +118,7 @@ fn a_hard_volume_that_lost_a_replica_turns_read_only_and_comes_back_by_itself() 
 #[test]
 fn the_control_plane_survives_any_one_node() {
     let mut cluster = Cluster::start(3);
-    eventually("three voters", || {
-        let said = cluster.cli(&["cluster", "health", "--format", "json"]);
-        let health: serde_json::Value = serde_json::from_str(&said.out).ok()?;
-        (health["voters"].as_array()?.len() == 3).then_some(())
-    });
+    cluster.wait_for_voters(&["n1", "n2", "n3"]);
     for index in 0..3 {
         cluster.nodes[index].kill();
         let name = format!("made-without-{index}");
