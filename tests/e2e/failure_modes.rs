@@ -19,9 +19,7 @@ fn kinds(cluster: &Cluster) -> Vec<String> {
 
 /// Copies can be on n1, n4 and n5; n1, n2 and n3 are the voters. So the replicas may die and the control plane goes on.
 fn with_witnesses() -> Cluster {
-    let cluster = Cluster::start_with_compute_only(5, &[1, 2]);
-    cluster.wait_for_voters(&["n1", "n2", "n3"]);
-    cluster
+    Cluster::start_with_voters_first(5, &[1, 2])
 }
 
 #[test]

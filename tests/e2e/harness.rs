@@ -213,6 +213,11 @@ pub struct Cluster {
     mounts: Vec<PathBuf>,
 }
 
+fn compute_only_label(wanted: bool) -> Vec<String> {
+    let label = ["--label", "storageos.com/deployment=computeonly"].map(str::to_owned);
+    if wanted { label.into() } else { Vec::new() }
+}
+
 static CLUSTERS: AtomicU32 = AtomicU32::new(0);
 
 impl Cluster {
@@ -236,13 +241,22 @@ impl Cluster {
     /// Starts `count` nodes; those of these indices (from 0) hold no copies.
     #[track_caller]
     pub fn start_with_compute_only(count: usize, compute_only: &[usize]) -> Self {
-        Self::start_with(count, |index| {
-            if compute_only.contains(&index) {
-                vec!["--label".into(), "storageos.com/deployment=computeonly".into()]
-            } else {
-                vec![]
+        Self::start_with(count, |index| compute_only_label(compute_only.contains(&index)))
+    }
+
+    /// The same, and n1, n2 and n3 are the voters.
+    #[track_caller]
+    pub fn start_with_voters_first(count: usize, compute_only: &[usize]) -> Self {
+        let mut cluster = Self::prepare(count, |index| compute_only_label(compute_only.contains(&index)));
+        for index in 0..count {
+            // Those that vote keep their votes; a fourth node that lives before the third has its vote may get it instead.
+            if index == 3 {
+                cluster.wait_for_voters(&["n1", "n2", "n3"]);
             }
-        })
+            cluster.nodes[index].start();
+        }
+        cluster.wait_for_live_nodes(count);
+        cluster
     }
 
     /// Directories and addresses, no daemon started yet.

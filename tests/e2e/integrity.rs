@@ -85,8 +85,7 @@ fn a_background_scrub_repairs_without_being_asked() {
 #[test]
 fn a_stale_copy_is_made_the_master_only_by_an_operator_who_accepts_the_loss() {
     // n1 and n2 hold no copies and are, with n3, the voters: the control plane survives the copies.
-    let mut cluster = Cluster::start_with_compute_only(4, &[0, 1]);
-    cluster.wait_for_voters(&["n1", "n2", "n3"]);
+    let mut cluster = Cluster::start_with_voters_first(4, &[0, 1]);
     cluster.create_with(
         "data",
         &[
