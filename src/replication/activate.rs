@@ -11,6 +11,7 @@ use super::{
     link::{LinkError, Replica},
     master::{Environment, Master, Options, Parts, over},
     monitor, notes,
+    promise::Promise,
     service::{CopyState, Stamp},
     store::CopyError,
     sync::{Side, SyncError},
@@ -91,11 +92,21 @@ impl Master {
         let fencer = Arc::clone(&local);
         blocking(move || fencer.fence(stamp)).await??;
 
-        let master = Self::new(parts(volume, host, environment, options, state, local, sessions));
-        let result = master.take_over(create).await;
-        if let Err(error) = result {
-            master.fence_self("its activation failed");
-            return Err(error);
+        let master = Self::new(parts(
+            volume,
+            host,
+            environment,
+            options,
+            state,
+            Arc::clone(&local),
+            sessions,
+        ));
+        match master.take_over(create).await {
+            Ok(fenced) => wait_out(local.promised(), &fenced).await,
+            Err(error) => {
+                master.fence_self("its activation failed");
+                return Err(error);
+            }
         }
         host.set_master(&master);
         let view = master.view()?;
@@ -106,8 +117,8 @@ impl Master {
         Ok(master)
     }
 
-    /// Fences the other copies and makes the tail equal on all.
-    async fn take_over(self: &Arc<Self>, create: Option<u64>) -> Result<(), ActivateError> {
+    /// Fences the other copies and makes the tail equal on all; returns the nodes that were fenced.
+    async fn take_over(self: &Arc<Self>, create: Option<u64>) -> Result<Vec<NodeId>, ActivateError> {
         let view = self.view()?;
         let reached = join_all(
             view.replicas
@@ -127,6 +138,7 @@ impl Master {
             let _changing = self.changing.lock().await;
             self.fail_locked(failed).await?;
         }
+        let fenced = others.iter().map(|(replica, _)| replica.node).collect();
         let this = Arc::clone(self);
         let failed = blocking(move || this.equalise(&others)).await??;
         if !failed.is_empty() {
@@ -134,7 +146,7 @@ impl Master {
             self.fail_locked(failed).await?;
         }
         self.check_fenced()?;
-        Ok(())
+        Ok(fenced)
     }
 
     async fn reach(&self, replica: &Replica, epoch: u64, create: Option<u64>) -> Result<CopyState, LinkError> {
@@ -195,6 +207,14 @@ impl Master {
         }
         tracing::info!(volume = %self.volume, extents = extents.len(), differed, "tail made equal");
         Ok(failed)
+    }
+}
+
+/// Waits until an old master reads no more by what this node's copy promised; not for one whose copy was fenced, it knows.
+async fn wait_out(promised: Option<Promise>, fenced: &[NodeId]) {
+    let Some(Promise { to, until }) = promised else { return };
+    if to.is_none_or(|node| !fenced.contains(&node)) {
+        time::sleep_until(until.into()).await;
     }
 }
 

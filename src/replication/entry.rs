@@ -5,16 +5,20 @@
 //! a fence. All calls block.
 
 use super::{
+    promise::Promise,
     service::{Blocks, CopyState, MAX_DATA, MAX_RANGES, Position, Stamp},
     store::{Copy, CopyError, CopyWrite, Found},
 };
-use crate::block::{BLOCK_SIZE, EXTENT_BLOCKS};
+use crate::{
+    block::{BLOCK_SIZE, EXTENT_BLOCKS},
+    volume::NodeId,
+};
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -38,13 +42,18 @@ pub(super) struct Entry {
     intact: AtomicBool,
     incarnation: u64,
     gate: RwLock<Gate>,
+    /// The gate's session; changed while it is held exclusively.
+    session: AtomicU64,
     /// Extents of writes not known to be on every copy, by term and number; what was hot when the copy was opened
     /// stands first, so that the first settled term clears it.
     tail: Mutex<BTreeMap<(u64, u64), Vec<u64>>>,
+    /// The last promise; changed only by whoever holds the gate shared.
+    promised: Mutex<Option<Promise>>,
 }
 
 impl Entry {
-    pub(super) fn new(copy: Arc<dyn Copy>, found: Found) -> Self {
+    /// `promised`: what the copy may have promised before it was opened.
+    pub(super) fn new(copy: Arc<dyn Copy>, found: Found, promised: Option<Promise>) -> Self {
         let epoch = copy.epoch();
         let intact = AtomicBool::new(found.intact());
         let tail = if found.clean {
@@ -57,7 +66,9 @@ impl Entry {
             intact,
             incarnation: rand::random(),
             gate: RwLock::new(Gate { epoch, session: 0 }),
+            session: AtomicU64::new(0),
             tail: Mutex::new(tail),
+            promised: Mutex::new(promised),
         }
     }
 
@@ -94,6 +105,7 @@ impl Entry {
             self.copy.advance_epoch(stamp.epoch)?;
         }
         *gate = new;
+        self.session.store(new.session, Ordering::SeqCst);
         drop(gate);
         Ok(self.state())
     }
@@ -104,12 +116,38 @@ impl Entry {
         Ok(gate)
     }
 
-    /// Whether a change with this stamp would be taken. A fence that is under way is not waited for.
+    /// Whether a change with this stamp would be taken.
     pub(super) fn check(&self, stamp: Stamp) -> Result<(), CopyError> {
-        if let Some(gate) = self.gate.try_read() {
-            gate.check(stamp)?;
+        self.enter(stamp).map(drop)
+    }
+
+    /// Promises the node whose stamp is in force not to serve as a master for a time.
+    pub(super) fn promise(&self, stamp: Stamp, to: NodeId) -> Result<(), CopyError> {
+        self.promise_through(&self.gate.read(), stamp, to)
+    }
+
+    /// The same if no fence is under way; `None`: do it where blocking is allowed.
+    pub(super) fn promise_quickly(&self, stamp: Stamp, to: NodeId) -> Option<Result<(), CopyError>> {
+        Some(self.promise_through(&*self.gate.try_read()?, stamp, to))
+    }
+
+    fn promise_through(&self, gate: &Gate, stamp: Stamp, to: NodeId) -> Result<(), CopyError> {
+        gate.check(stamp)?;
+        if let Some(why) = self.copy.failed() {
+            return Err(CopyError::Failed(why));
         }
-        self.copy.failed().map_or(Ok(()), |why| Err(CopyError::Failed(why)))
+        *self.promised.lock() = Some(Promise::to(to));
+        Ok(())
+    }
+
+    /// What the copy promised last. After a fence nobody of before it gets another one.
+    pub(super) fn promised(&self) -> Option<Promise> {
+        *self.promised.lock()
+    }
+
+    /// The session in force. Never waits.
+    pub(super) fn session(&self) -> u64 {
+        self.session.load(Ordering::SeqCst)
     }
 
     fn note(&self, position: Position, extents: Vec<u64>) -> Result<(), CopyError> {

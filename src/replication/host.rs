@@ -6,6 +6,7 @@
 use super::{
     Master,
     entry::{Entry, split},
+    promise::Promise,
     service::{Blocks, Caller, CopyState, Data, MAX_DATA, MAX_EXTENTS, Position, RemoteError, Stamp},
     store::{Copies, CopyError, Found},
 };
@@ -19,6 +20,7 @@ use parking_lot::Mutex;
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
+    time::Instant,
 };
 use tarpc::context::Context;
 use tokio::{sync::Semaphore, task};
@@ -37,6 +39,8 @@ pub struct ReplicaHost {
     copies: Arc<dyn Copies>,
     entries: Mutex<HashMap<VolumeId, Slot>>,
     masters: Mutex<HashMap<VolumeId, Arc<Master>>>,
+    /// When it was last forgotten what a copy promised: at this process's start, or when a copy was opened again.
+    forgot: Mutex<Instant>,
     device_calls: Arc<Semaphore>,
 }
 
@@ -49,6 +53,7 @@ impl ReplicaHost {
             copies,
             entries: Mutex::default(),
             masters: Mutex::default(),
+            forgot: Mutex::new(Instant::now()),
             device_calls: Arc::new(Semaphore::new(MAX_DEVICE_CALLS)),
         })
     }
@@ -67,7 +72,8 @@ impl ReplicaHost {
 
     /// Serves a data or sync connection until it closes; the handler for both kinds.
     pub async fn serve(self: Arc<Self>, connection: Connection) {
-        rpc::serve(connection, DataServer { host: self }.serve(), MAX_REQUESTS).await;
+        let peer = connection.node;
+        rpc::serve(connection, DataServer { host: self, peer }.serve(), MAX_REQUESTS).await;
     }
 
     fn slot(&self, volume: VolumeId) -> Slot {
@@ -96,7 +102,8 @@ impl ReplicaHost {
         }
         let (copy, found) = self.copies.open(volume)?;
         tracing::info!(%volume, clean = found.clean, hot = found.hot.len(), "copy opened");
-        let entry = Arc::new(Entry::new(copy, found));
+        let promised = Promise::before(*self.forgot.lock());
+        let entry = Arc::new(Entry::new(copy, found, Some(promised)));
         *open = Some(Arc::clone(&entry));
         Ok(entry)
     }
@@ -124,7 +131,7 @@ impl ReplicaHost {
             same_boot: true,
             hot: Vec::new(),
         };
-        let entry = Arc::new(Entry::new(copy, found));
+        let entry = Arc::new(Entry::new(copy, found, None));
         *open = Some(Arc::clone(&entry));
         Ok(entry)
     }
@@ -136,6 +143,7 @@ impl ReplicaHost {
         let mut open = slot.lock();
         if open.as_ref().is_some_and(|entry| Arc::ptr_eq(entry, failed)) {
             tracing::info!(%volume, "a copy that failed is opened again");
+            *self.forgot.lock() = Instant::now();
             *open = None;
         }
     }
@@ -213,6 +221,8 @@ impl ReplicaHost {
 #[derive(Clone)]
 struct DataServer {
     host: Arc<ReplicaHost>,
+    /// Who calls.
+    peer: NodeId,
 }
 
 impl DataServer {
@@ -422,10 +432,14 @@ impl Data for DataServer {
     }
 
     async fn heartbeat(self, _: Context, stamp: Stamp) -> Result<(), CopyError> {
-        match self.host.open_entry(stamp.volume) {
-            Some(entry) => entry.check(stamp),
-            None => self.on_disk(move |host| host.entry(stamp.volume)?.check(stamp)).await,
+        let peer = self.peer;
+        if let Some(entry) = self.host.open_entry(stamp.volume)
+            && let Some(answer) = entry.promise_quickly(stamp, peer)
+        {
+            return answer;
         }
+        self.on_disk(move |host| host.entry(stamp.volume)?.promise(stamp, peer))
+            .await
     }
 
     async fn ping(self, _: Context) {}

@@ -5,6 +5,7 @@
 
 use super::{
     env::Peers,
+    promise::Promised,
     service::{Blocks, CopyState, DataClient, DataRequest, DataResponse, Position, Stamp},
     store::CopyError,
 };
@@ -80,6 +81,7 @@ pub(super) struct Replica {
     skipped: Mutex<BTreeSet<u64>>,
     /// Left out for good; its sync must not complete.
     dropped: AtomicBool,
+    pub(super) promised: Promised,
 }
 
 impl Replica {
@@ -104,6 +106,7 @@ impl Replica {
             mark: AtomicU64::new(if in_sync { ALL } else { 0 }),
             skipped: Mutex::default(),
             dropped: AtomicBool::new(false),
+            promised: Promised::default(),
         })
     }
 
@@ -295,14 +298,19 @@ impl Replica {
                 link.client.discard(context, stamp, position, block, count).await
             }
             Change::Grow { blocks } => link.client.grow(context, stamp, blocks).await,
+            Change::Nothing => return self.heartbeat(epoch).await,
         };
         flatten(result, self.deadline)
     }
 
+    /// Asks whether the copy still takes this master's stamp; with the answer it promises not to serve as a master for a while.
     pub(super) async fn heartbeat(&self, epoch: u64) -> Result<(), LinkError> {
         let link = self.link()?;
         let stamp = self.stamp(&link, epoch);
-        flatten(link.client.heartbeat(within(self.deadline), stamp).await, self.deadline)
+        let asked = Instant::now();
+        flatten(link.client.heartbeat(within(self.deadline), stamp).await, self.deadline)?;
+        self.promised.since(asked);
+        Ok(())
     }
 
     pub(super) async fn repair(&self, epoch: u64, block: u64, data: Payload) -> Result<(), LinkError> {
@@ -347,6 +355,8 @@ pub(super) enum Change {
     Grow {
         blocks: u64,
     },
+    /// Only the copy's promise is wanted.
+    Nothing,
 }
 
 impl Change {
@@ -354,7 +364,7 @@ impl Change {
     pub(super) fn is_small(&self) -> bool {
         match self {
             Self::Write { blocks, .. } => blocks.data.iter().map(|data| data.len()).sum::<usize>() <= SMALL,
-            Self::Flush | Self::Discard { .. } | Self::Grow { .. } => true,
+            Self::Flush | Self::Discard { .. } | Self::Grow { .. } | Self::Nothing => true,
         }
     }
 }

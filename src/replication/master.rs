@@ -121,6 +121,8 @@ pub struct Master {
     tail: Mutex<Tail>,
     flushes: Mutex<FlushGroup>,
     flushed: Condvar,
+    /// One reader at a time asks for promises, for all.
+    confirming: Mutex<()>,
     /// Device calls in progress: a sync yields to them.
     foreground: AtomicUsize,
     blocks: AtomicU64,
@@ -196,6 +198,7 @@ impl Master {
             }),
             flushes: Mutex::default(),
             flushed: Condvar::new(),
+            confirming: Mutex::new(()),
             foreground: AtomicUsize::new(0),
             blocks: AtomicU64::new(blocks),
             attachment: AtomicU64::new(parts.attachment),
@@ -479,6 +482,35 @@ impl Master {
         self.attachment.fetch_max(attachment, Ordering::SeqCst);
     }
 
+    /// Makes sure that no other master served before now, so that what was read here is the latest. See `promise`.
+    fn confirm(&self) -> Result<(), DeviceError> {
+        if self.is_promised()? {
+            return Ok(());
+        }
+        let _one = self.confirming.lock();
+        if !self.is_promised()? {
+            // However late the answers are: they were given after the read.
+            self.on_all(
+                Reach::Complete,
+                &Change::Nothing,
+                &|stamp| self.local.check(stamp),
+                false,
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Whether every copy that another master could be made of has promised the time being.
+    fn is_promised(&self) -> Result<bool, DeviceError> {
+        let now = Instant::now();
+        let view = self.view()?;
+        // This node's copy learns of a new master too, if it stays in sync.
+        let fenced = self.local.session() != self.local_session;
+        // One that is complete may be in the record's set already.
+        let mut complete = view.replicas.iter().filter(|replica| replica.mark() == ALL);
+        Ok(!fenced && complete.all(|replica| replica.promised.holds(now)))
+    }
+
     /// In-sync copies on other nodes.
     fn others(&self) -> Result<Vec<Arc<Replica>>, DeviceError> {
         Ok(self.view()?.in_sync_replicas().cloned().collect())
@@ -549,6 +581,7 @@ impl Master {
                 }
             }
             if done {
+                self.confirm()?;
                 if let (Some(this), error) = (self.this.upgrade(), error.clone()) {
                     self.environment.runtime.spawn(async move {
                         this.hand_over(&error).await;
@@ -579,6 +612,7 @@ impl BlockDevice for Master {
         for _ in 0..=count {
             match self.local.copy().read(block, buffer) {
                 Ok(()) => {
+                    self.confirm()?;
                     self.stats.read(buffer.len() as u64);
                     return Ok(());
                 }

@@ -21,7 +21,7 @@
 //! mend: the replica is given up at once for good (it may lack a write that others have), a swap moves it from `in_sync` to `lost`,
 //! the copies that stay are fenced at the new epoch, and only then do the waiting writes return. If too few copies are left for the failure mode, they
 //! do not return but wait, without holding their ranges, and are done again when a copy has joined; after `io.timeout` they fail as
-//! read-only. If the control plane does not answer, they wait for it as long. Reads go on in either case.
+//! read-only. If the control plane does not answer, they wait for it as long. Reads go on while every copy in sync answers, or is left out.
 //! A call that is repeated after a reconnection cannot meet its first attempt: the fence on the new connection ends the old session,
 //! after whatever of it was being executed.
 //! While nothing is written, a probe twice a second does the same with more patience: a restart of a daemon costs no sync then.
@@ -31,7 +31,7 @@
 //! # A master that fails
 //! Its own disk: it makes another in-sync copy the master by a swap, and ends. Its node: the controller does that. The old master
 //! need not hear of it. It learns of the higher epoch from the first copy that refuses its write, and cannot acknowledge
-//! one without that copy. Then it is *fenced*: all its calls fail, for good. It may still read old blocks until then; a lease will end that.
+//! one without that copy. Then it is *fenced*: all its calls fail, for good. It reads nothing after the new one could have written: see `promise`.
 //!
 //! # Activation
 //! Whoever becomes the master (at first, after a promotion, after its own restart) raises the epoch, fences all in-sync copies, and makes the
@@ -50,7 +50,8 @@
 //! in use, for a bounded time.
 //!
 //! # Reads and repair
-//! Reads are local and verified. A block that fails its hash is fetched from another in-sync copy, verified, written back
+//! Reads are local and verified, and need the promise of the other copies in sync (`promise`), which the probe renews.
+//! A block that fails its hash is fetched from another in-sync copy, verified, written back
 //! here and to every other copy where it is bad too, under its range lock. Only when all are bad does the read fail.
 //!
 //! # Scrubbing
@@ -78,6 +79,7 @@ mod link;
 mod master;
 mod monitor;
 mod notes;
+mod promise;
 mod range;
 mod remote;
 mod scrub;

@@ -152,6 +152,38 @@ fn an_old_master_is_refused_after_a_promotion() {
 }
 
 #[test]
+fn an_old_master_reads_nothing_once_a_new_one_can_have_written() {
+    let cluster = Cluster::new(3, 0, FailureMode::Soft);
+    let old = cluster.activate(0);
+    put(&*old, 5, 1, 1).unwrap();
+    assert_eq!(get(&*old, 5), 1);
+    // Nothing tells the old master.
+    cluster.reconfigure(|configuration| {
+        configuration.lose(cluster.nodes[0].id, jiff::Timestamp::now(), false);
+        configuration.master = Some(cluster.nodes[1].id);
+    });
+    let new = cluster.activate(1);
+    put(&*new, 5, 2, 1).unwrap();
+    let read = old.read(5, &mut vec![0; BLOCK_SIZE]);
+    assert!(matches!(read, Err(DeviceError::Fenced(_))), "{read:?}");
+    assert_eq!(get(&*new, 5), 2);
+}
+
+#[test]
+fn a_master_that_hands_over_reads_nothing_more_as_its_own_copy_is_fenced() {
+    let cluster = Cluster::new(2, 0, FailureMode::Soft);
+    let old = cluster.activate(0);
+    put(&*old, 5, 1, 1).unwrap();
+    assert_eq!(get(&*old, 5), 1);
+    cluster.reconfigure(|configuration| configuration.master = Some(cluster.nodes[1].id));
+    let new = cluster.activate(1);
+    put(&*new, 5, 2, 1).unwrap();
+    let read = old.read(5, &mut vec![0; BLOCK_SIZE]);
+    assert!(matches!(read, Err(DeviceError::Fenced(_))), "{read:?}");
+    assert_eq!(get(&*new, 5), 2);
+}
+
+#[test]
 fn an_idle_old_master_ends_when_it_hears_of_the_new_one() {
     let cluster = Cluster::new(2, 0, FailureMode::Soft);
     let old = cluster.activate(0);
