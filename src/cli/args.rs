@@ -347,6 +347,12 @@ pub(super) struct RunOptions {
     /// Make a new cluster if this node is in none
     #[arg(long, conflicts_with = "join")]
     pub(super) init: bool,
+    /// After so long without a sign of life a node counts as dead, one whose port refuses connections sooner; the same on every node
+    #[arg(long, value_name = "TIME", default_value = "5s")]
+    pub(super) lease: String,
+    /// After so long without an answer a replica is left out, if the failure mode allows
+    #[arg(long, value_name = "TIME", default_value = "5s")]
+    pub(super) replica_deadline: String,
     /// How long a voter of the control plane may be away before another node votes in its place; the same on every node
     #[arg(long, value_name = "TIME", default_value = "10s")]
     pub(super) voter_grace: String,

@@ -5,12 +5,15 @@ use super::mount::parse_time;
 use super::volume::labels;
 use crate::api::{ApiError, Code, DEFAULT_SOCKET, SOCKET_IN_DATA_DIR};
 use crate::cluster::Timing;
-use crate::node::{ApiSocket, ControlConfig, DEFAULT_LEASE, Daemon, NodeConfig, Start, StartError};
+use crate::node::{ApiSocket, ControlConfig, Daemon, NodeConfig, Start, StartError};
 use crate::replication::Options;
 use std::process::ExitCode;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
+
+/// Shortest time after which something may be taken for dead.
+const SHORTEST: Duration = Duration::from_secs(1);
 
 /// Runs the daemon until SIGTERM or SIGINT.
 pub(super) fn run(options: RunOptions, debug: bool) -> Result<ExitCode, ApiError> {
@@ -100,11 +103,24 @@ fn config(options: RunOptions) -> Result<NodeConfig, ApiError> {
         sockets,
         control,
         start,
-        lease: DEFAULT_LEASE,
-        replication: Options::default(),
+        lease: patient("--lease", &options.lease)?,
+        replication: Options {
+            replica_deadline: patient("--replica-deadline", &options.replica_deadline)?,
+            ..Options::default()
+        },
         timing,
         scrub: (options.scrub_days.0 > 0.0).then(|| Duration::from_secs_f64(options.scrub_days.0 * 86400.0)),
     })
+}
+
+/// A time after which something counts as dead, which must not be too short.
+fn patient(option: &str, text: &str) -> Result<Duration, ApiError> {
+    let time = parse_time(text)?;
+    if time < SHORTEST {
+        return Err(ApiError::new(Code::Usage, format!("{option} {text} is too short"))
+            .hint("at least 1s: a node that is only busy would be taken for dead"));
+    }
+    Ok(time)
 }
 
 /// Whether two paths name the same file, as far as can be told before it is there.

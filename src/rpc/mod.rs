@@ -28,6 +28,6 @@ pub(crate) use frame::bytes_of;
 pub use frame::{MAX_DEADLINE, MAX_HEAD, MAX_PAYLOAD, Message, WireRequest, WireResponse};
 pub use hello::{Identity, IdentityError, Kind, PROTOCOL_VERSION, Refusal};
 pub use payload::{Payload, Sums};
-pub use peer::{ConnectError, Limits, Peer, call, connect, connection_lost, within};
+pub use peer::{ConnectError, Limits, Peer, call, connect, refuses, within};
 pub use server::{Builder, Connection, Server, serve};
 pub use transport::{Socket, Transport};

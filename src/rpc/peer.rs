@@ -19,7 +19,7 @@ use std::{
 };
 use tarpc::{
     ClientMessage, RequestName, Response,
-    client::{self, Channel, RpcError},
+    client::{self, Channel},
     context,
 };
 use tokio::{
@@ -299,16 +299,16 @@ impl<Req, Resp> Drop for Peer<Req, Resp> {
     }
 }
 
+/// Whether nobody listens at an address (`HOST:PORT`), as its system says: the process that did is gone.
+pub async fn refuses(address: &str) -> bool {
+    let refused = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
+    TcpStream::connect(address).await.err().is_some_and(refused)
+}
+
 /// A call's context with a deadline from now.
 #[must_use]
 pub fn within(deadline: Duration) -> context::Context {
     let mut context = context::current();
     context.deadline = Instant::now() + deadline;
     context
-}
-
-/// Whether an error means that the connection is gone (another try may go through), not that the call was refused.
-#[must_use]
-pub fn connection_lost(error: &RpcError) -> bool {
-    matches!(error, RpcError::Shutdown | RpcError::Channel(_))
 }

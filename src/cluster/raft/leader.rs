@@ -12,18 +12,19 @@ use super::Inner;
 use crate::cluster::kv::Command;
 use crate::cluster::records::{Key, decode};
 use crate::cluster::store::LeaseId;
-use crate::rpc::{ConnectError, within};
+use crate::rpc::{refuses, within};
 use crate::volume::{NodeId, Volume};
 use openraft::ServerState;
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Between two rounds.
-const TICK: Duration = Duration::from_millis(300);
-/// Time for a node to answer a ping.
-const PING: Duration = Duration::from_secs(2);
+const TICK: Duration = Duration::from_millis(200);
+/// Time for a node to answer a ping. A silent one must not hold up what is to be done about the others.
+const PING: Duration = Duration::from_millis(500);
+/// How long an answer counts.
+const ANSWERS: Duration = Duration::from_secs(2);
 /// Time for a change that the leader wants to be committed.
 const PROPOSE: Duration = Duration::from_secs(5);
 /// Refused connections in a row that end a node's lease.
@@ -136,6 +137,31 @@ fn live(inner: &Inner) -> BTreeMap<NodeId, LeaseId> {
     rows.iter().filter_map(node).collect()
 }
 
+/// What a node's port says.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sign {
+    Answered,
+    /// Nobody listens.
+    Refused,
+    None,
+}
+
+async fn ping(inner: &Inner, address: &str) -> Sign {
+    // Asked apart: a peer that could not be reached waits before it tries again.
+    if !inner.peers.is_connected(address) && refuses(address).await {
+        return Sign::Refused;
+    }
+    let answer = match inner.peers.client(address).await {
+        Ok(client) => client.ping(within(PING)).await,
+        Err(_) => return Sign::None,
+    };
+    match answer {
+        Ok(()) => Sign::Answered,
+        Err(_) if refuses(address).await => Sign::Refused,
+        Err(_) => Sign::None,
+    }
+}
+
 /// Ends the lease of nodes whose daemon is gone.
 async fn probe(inner: &Inner, notes: &mut Notes) {
     let members = inner.members();
@@ -146,25 +172,16 @@ async fn probe(inner: &Inner, notes: &mut Notes) {
         .filter_map(|(node, lease)| {
             let address = members.get(node)?.addr.clone();
             Some(async move {
-                let (answered, refused) = match inner.peers.client(&address).await {
-                    Ok(client) => match client.ping(within(PING)).await {
-                        Ok(()) => (true, false),
-                        Err(e) => (false, crate::rpc::connection_lost(&e)),
-                    },
-                    Err(ConnectError::Io { error, .. }) => (false, error.kind() == io::ErrorKind::ConnectionRefused),
-                    Err(_) => (false, false),
-                };
-                (*node, *lease, answered, refused)
+                let sign = tokio::time::timeout(PING, ping(inner, &address)).await;
+                (*node, *lease, sign.unwrap_or(Sign::None))
             })
         });
-    for (node, lease, answered, refused) in futures::future::join_all(pings).await {
-        if answered {
-            inner.answering.lock().insert(node);
-        } else {
-            inner.answering.lock().remove(&node);
+    for (node, lease, sign) in futures::future::join_all(pings).await {
+        if sign == Sign::Answered {
+            inner.answering.lock().insert(node, tokio::time::Instant::now());
         }
         let count = notes.refused.entry(node).or_default();
-        *count = if refused { *count + 1 } else { 0 };
+        *count = if sign == Sign::Refused { *count + 1 } else { 0 };
         if *count >= REFUSALS {
             *count = 0;
             end(inner, lease, "the node's daemon is gone").await;
@@ -183,7 +200,7 @@ fn wanted_voters(inner: &Inner, notes: &mut Notes) -> Option<BTreeSet<NodeId>> {
     let live = live(inner);
     let now = Instant::now();
     let retiring = retiring(inner);
-    let answering = inner.answering.lock().clone();
+    let answering = answering(inner);
     let voting: BTreeSet<NodeId> = membership.voter_ids().collect();
     let present: BTreeSet<NodeId> = membership
         .nodes()
@@ -213,11 +230,18 @@ fn retiring(inner: &Inner) -> BTreeSet<NodeId> {
     retiring.keys().copied().collect()
 }
 
+/// Nodes that answered this leader just now.
+fn answering(inner: &Inner) -> BTreeSet<NodeId> {
+    let mut answering = inner.answering.lock();
+    answering.retain(|_, at| at.elapsed() < ANSWERS);
+    answering.keys().copied().collect()
+}
+
 /// Waits until every live node has answered this leader, so that the choice among them is a full one; not for long, since one may be dead.
 pub(super) async fn all_answer(inner: &Inner) {
     let answered = async {
         loop {
-            let answering = inner.answering.lock().clone();
+            let answering = answering(inner);
             if live(inner)
                 .keys()
                 .all(|node| *node == inner.node || answering.contains(node))
@@ -228,7 +252,7 @@ pub(super) async fn all_answer(inner: &Inner) {
         }
     };
     // Those that have answered are chosen from otherwise.
-    let _ = tokio::time::timeout(PING, answered).await;
+    let _ = tokio::time::timeout(ANSWERS, answered).await;
 }
 
 /// The voters when a node goes; `None`: it has no vote, or there is no live node to take it.
@@ -239,7 +263,7 @@ pub(super) fn voters_without(inner: &Inner, node: NodeId) -> Option<BTreeSet<Nod
         return None;
     }
     let (live, retiring) = (live(inner), retiring(inner));
-    let answering = inner.answering.lock().clone();
+    let answering = answering(inner);
     let present: BTreeSet<NodeId> = membership
         .nodes()
         .map(|(id, _)| *id)

@@ -15,6 +15,7 @@
 //! recognise their own first attempt.
 
 mod disk;
+mod follower;
 mod leader;
 mod machine;
 mod network;
@@ -67,7 +68,8 @@ const RETRY: Duration = Duration::from_millis(100);
 pub struct RaftSettings {
     /// Between the leader's heartbeats.
     pub heartbeat: Duration,
-    /// Silence after which a voter stands for election; the actual time is between this and twice this.
+    /// Part of the silence after which a voter stands for election: it is between three and four times this, and no voter elects another
+    /// leader in the first two.
     pub election: Duration,
     /// How long a request tries to reach a leader.
     pub deadline: Duration,
@@ -78,8 +80,8 @@ pub struct RaftSettings {
 impl Default for RaftSettings {
     fn default() -> Self {
         Self {
-            heartbeat: Duration::from_millis(250),
-            election: Duration::from_millis(1200),
+            heartbeat: Duration::from_millis(200),
+            election: Duration::from_millis(500),
             deadline: Duration::from_secs(10),
             voter_grace: Duration::from_secs(10),
         }
@@ -104,7 +106,7 @@ struct Inner {
     peers: Peers,
     leases: Mutex<Leases>,
     /// Nodes that answered this leader's last ping.
-    answering: Mutex<BTreeSet<NodeId>>,
+    answering: Mutex<BTreeMap<NodeId, Instant>>,
     /// Nodes that said that they are about to stop, and when: they get no vote for a while.
     retiring: Mutex<BTreeMap<NodeId, Instant>>,
     /// Why this node is no member of the cluster any more.
@@ -159,7 +161,7 @@ impl RaftStore {
         let election = u64::try_from(settings.election.as_millis()).unwrap_or(u64::MAX / 4);
         let config = Config {
             cluster_name: "storageos".into(),
-            heartbeat_interval: u64::try_from(settings.heartbeat.as_millis()).unwrap_or(250),
+            heartbeat_interval: u64::try_from(settings.heartbeat.as_millis()).unwrap_or(200),
             election_timeout_min: election,
             election_timeout_max: election * 2,
             max_payload_entries: 64,
@@ -204,6 +206,7 @@ impl RaftStore {
             stop: CancellationToken::new(),
         });
         tokio::spawn(leader::run(inner.clone()));
+        tokio::spawn(follower::run(inner.clone()));
         let store = Self { inner };
         tokio::spawn(standing::run(store.clone()));
         if member {
@@ -452,14 +455,17 @@ impl Inner {
                 // A leader whose majority is gone does not know it: what it proposes waits.
                 Some(leader) if leader == self.node => tokio::time::timeout_at(deadline, local()).await.ok(),
                 Some(leader) => match self.members().get(&leader) {
-                    Some(node) => match tokio::time::timeout_at(deadline, self.ask(&node.addr, &remote)).await {
-                        Ok(Ok(answer)) => Some(answer),
-                        Ok(Err(error)) => {
-                            last = error;
-                            None
+                    Some(node) => {
+                        let asked = self.while_led_by(leader, self.ask(&node.addr, &remote));
+                        match tokio::time::timeout_at(deadline, asked).await {
+                            Ok(Some(Ok(answer))) => Some(answer),
+                            Ok(Some(Err(error))) => {
+                                last = error;
+                                None
+                            }
+                            Ok(None) | Err(_) => None,
                         }
-                        Err(_) => None,
-                    },
+                    }
                     None => None,
                 },
                 None => None,
@@ -476,6 +482,16 @@ impl Inner {
                 return Err(ControlError::Unavailable(last));
             }
             tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    /// What comes of a request to a leader, unless another one is heard of first: the old one may be dead or cut off, and not answer for long.
+    async fn while_led_by<T>(&self, leader: NodeId, request: impl Future<Output = T>) -> Option<T> {
+        let mut metrics = self.core().raft.metrics();
+        tokio::select! {
+            biased;
+            answer = request => Some(answer),
+            _ = metrics.wait_for(|metrics| metrics.current_leader != Some(leader)) => None,
         }
     }
 

@@ -72,6 +72,11 @@ impl Peers {
         peer
     }
 
+    /// Whether a connection to an address is open.
+    pub(super) fn is_connected(&self, address: &str) -> bool {
+        self.peer(address).current().is_some()
+    }
+
     /// A client of the daemon at an address.
     pub(super) async fn client(&self, address: &str) -> Result<ControlClient, ConnectError> {
         Ok(ControlClient::from(self.peer(address).channel().await?))
