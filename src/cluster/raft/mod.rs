@@ -111,6 +111,8 @@ struct Inner {
     retiring: Mutex<BTreeMap<NodeId, Instant>>,
     /// Why this node is no member of the cluster any more.
     expelled: OnceLock<String>,
+    /// When a leader last sent something.
+    heard: Mutex<Option<Instant>>,
     leader: watch::Sender<bool>,
     /// Belongs to a cluster: made one, joined one, or did so before the last restart.
     member: AtomicBool,
@@ -202,6 +204,7 @@ impl RaftStore {
             answering: Mutex::default(),
             retiring: Mutex::default(),
             expelled: OnceLock::new(),
+            heard: Mutex::new(None),
             leader: watch::Sender::new(false),
             stop: CancellationToken::new(),
         });
@@ -752,6 +755,14 @@ impl Server {
         ))
     }
 
+    /// Takes note of a leader's message that passed the check.
+    fn heard<T>(&self, answer: Result<T, String>) -> Result<T, String> {
+        if answer.is_ok() {
+            *self.store.inner.heard.lock() = Some(Instant::now());
+        }
+        answer
+    }
+
     /// Decodes a message of Raft's that passes the check, gives it to Raft, encodes the answer.
     async fn pass<Req, Resp, F>(
         &self,
@@ -783,10 +794,10 @@ impl Control for Server {
         of: Incarnation,
         request: Payload,
     ) -> Result<Payload, String> {
-        self.pass(to, of, request, |core, request| async move {
+        let answer = self.pass(to, of, request, |core, request| async move {
             core.raft.append_entries(request).await
-        })
-        .await
+        });
+        self.heard(answer.await)
     }
 
     async fn vote(self, _: Context, to: NodeId, of: Incarnation, request: Payload) -> Result<Payload, String> {
@@ -806,10 +817,10 @@ impl Control for Server {
         of: Incarnation,
         request: Payload,
     ) -> Result<Payload, String> {
-        self.pass(to, of, request, |core, request| async move {
+        let answer = self.pass(to, of, request, |core, request| async move {
             core.raft.install_snapshot(request).await
-        })
-        .await
+        });
+        self.heard(answer.await)
     }
 
     async fn propose(self, _: Context, command: Command) -> Result<Answer, Refusal> {

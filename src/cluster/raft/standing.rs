@@ -18,6 +18,8 @@ use std::time::Duration;
 
 /// Between two looks.
 const LOOK: Duration = Duration::from_secs(1);
+/// After so long without a message of the leader there is none, whatever Raft remembers.
+const SILENCE: Duration = Duration::from_secs(3);
 /// Time for an answer.
 const ASK: Duration = Duration::from_secs(2);
 /// Time for all answers before the start: nodes that start together cannot answer each other yet.
@@ -32,7 +34,9 @@ pub(super) async fn run(store: RaftStore) {
             () = tokio::time::sleep(LOOK) => {}
         }
         let leader = inner.core().raft.metrics().borrow().current_leader;
-        if leader.is_some_and(|leader| leader != inner.node) {
+        let heard = inner.heard.lock().is_some_and(|at| at.elapsed() < SILENCE);
+        // A node that was removed while it was away may take the last leader that it knew for its leader for ever.
+        if heard && leader.is_some_and(|leader| leader != inner.node) {
             continue;
         }
         let ours = inner.core().incarnation;
