@@ -135,10 +135,13 @@ async fn a_replica_that_stays_away_is_replaced_on_another_node() {
     let other = if replica == id(2) { id(3) } else { id(2) };
     world.kill_node(replica.as_bytes()[0]).await;
     let volume = world
-        .until("replaced", |v| v.configuration.syncing == [other].into())
+        .until("being replaced", |v| v.configuration.syncing == [other].into())
         .await;
-    assert!(volume.configuration.lost.is_empty());
+    assert!(volume.configuration.lost.contains_key(&replica));
     assert_eq!(volume.configuration.master, Some(id(1)));
+    world.synced(other).await;
+    let volume = world.until("replaced", |v| v.configuration.lost.is_empty()).await;
+    assert_eq!(volume.configuration.in_sync, [id(1), other].into());
 }
 
 #[tokio::test]

@@ -7,10 +7,11 @@
 //! | an in-sync or syncing replica's node is dead for `drop_after` | the copy is lost (the master usually saw it first) |
 //! | fewer copies than wanted, a lost one's node lives | it syncs again, the one lost last first; one whose disk failed waits twice as long after each failure |
 //! | the same, but its disk failed [`WORN`] times | a copy on another node takes its place; if there is none, it syncs again |
-//! | fewer copies than wanted, none of the lost may still return in time | a copy is placed on another node and syncs; it takes the place of the one that was lost first |
+//! | fewer copies than wanted, none of the lost may still return in time | a copy is placed on another node and syncs, to take the place of the one that was lost first |
+//! | the lost one's node is back while the other copy still syncs | it syncs too; the first to be in sync, which had less to do, stays |
 //! | the master's node is drained, an in-sync replica's is not | that replica becomes master; both stay in sync |
 //! | fewer copies than wanted on nodes that are not drained | one is placed and syncs; to empty a drained node, for one volume at a time |
-//! | more copies than wanted | syncing ones are removed, then lost ones, then in-sync replicas (on drained nodes first), never the master |
+//! | more copies than wanted in sync | syncing ones are removed, then lost ones, then in-sync replicas (on drained nodes first), never the master |
 //! | a lost copy's node was deleted | the copy is forgotten |
 //! | the number of replicas in place is not what the record says | it is corrected |
 //! | mounted on a node that is dead for `grace` | the claim is released |
@@ -337,16 +338,19 @@ impl Planner<'_> {
 
     fn surplus(&mut self, new: &mut Configuration, master: NodeId) -> Option<Step> {
         let (staying, wanted) = (self.staying(new), self.wanted());
+        let complete = new.in_sync.iter().filter(|node| !self.drained(node)).count() >= wanted;
+        // Two may sync for one place, see `rival`.
+        let most = if complete { wanted } else { wanted + 1 };
         // Of the syncing ones a dead one first: it is the furthest from being of use.
         let syncing = new
             .syncing
             .iter()
-            .filter(|node| staying > wanted || (staying == wanted && self.drained(node)))
+            .filter(|node| staying > most || (staying >= wanted && self.drained(node)))
             .min_by_key(|node| (self.live(node), self.rank(node)));
         let replicas = new.in_sync.iter().filter(|node| **node != master);
         let node = if let Some(node) = syncing {
             *node
-        } else if staying >= wanted && !new.lost.is_empty() {
+        } else if complete && !new.lost.is_empty() {
             *new.lost.iter().min_by_key(|(_, at)| **at)?.0
         } else if new.in_sync.len() > wanted {
             *replicas.min_by_key(|node| (self.live(node), self.rank(node)))?
@@ -367,7 +371,7 @@ impl Planner<'_> {
         let staying = self.staying(new);
         let missing = self.wanted().checked_sub(staying)?;
         if missing == 0 {
-            return None;
+            return self.rival(new).map(|node| resync(new, node));
         }
         // Nothing is lost, only to be moved: that has time.
         if self.moving && new.in_sync.len() + new.syncing.len() >= self.wanted() {
@@ -394,11 +398,20 @@ impl Planner<'_> {
         } else {
             None
         };
-        if let Some(lost) = instead {
+        // One that is only away is kept until its successor is in sync: it may be back sooner than that is.
+        if let Some(lost) =
+            instead.filter(|lost| self.is_worn(lost) || !self.may_hold(lost) || new.lost.len() >= self.wanted())
+        {
             new.give_up(lost);
         }
         new.syncing.insert(node);
         Some(Step::Add { node, instead })
+    }
+
+    /// A lost copy that is back while another one syncs in its place.
+    fn rival(&self, new: &Configuration) -> Option<NodeId> {
+        let awaited = new.syncing.iter().any(|node| !self.drained(node));
+        awaited.then(|| self.returns(new)).flatten()
     }
 
     /// Whether the node may have copies at all, whatever its state.

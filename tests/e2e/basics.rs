@@ -1,34 +1,46 @@
 //! The main job: a volume in three copies, mounted as a directory, used by ordinary programs.
 
-use crate::harness::{Cluster, bash, checksums, eventually, run};
+use crate::harness::{Cluster, STORAGEOS, bash, checksums, eventually, run};
 use std::fs;
+use std::path::Path;
 
-/// The commands of StorageOS's page on high availability, as printed there.
+/// The lines of StorageOS's page on high availability, as printed there, in a shell.
 #[test]
 fn the_documented_commands_create_replicated_volumes() {
-    let cluster = Cluster::start(3);
-    let words = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
-    for (line, name) in [
-        (
-            "volume create --namespace default --label storageos.com/replicas=2 --label storageos.com/failure.mode=alwayson volume-name",
-            "volume-name",
-        ),
-        (
-            "volume create --namespace default --label storageos.feature.replicas=2 volume-name2",
-            "volume-name2",
-        ),
-    ] {
-        let arguments = words(line);
-        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-        assert_eq!(cluster.cli(&arguments).ok().trim(), format!("default/{name}"));
-        let inspected = cluster.inspect(name);
-        assert_eq!(inspected["replicas"].as_array().unwrap().len(), 2, "{inspected}");
-        assert_eq!(inspected["labels"]["storageos.com/replicas"], "2");
-        assert_eq!(inspected["health"], "healthy");
-    }
-    let table = cluster.cli(&["volume", "ls"]).ok();
+    let cluster = Cluster::start(4);
+    let shell = |line: &str| {
+        let storageos = Path::new(STORAGEOS).parent().unwrap().display();
+        let socket = cluster.nodes[0].socket();
+        let script = format!(
+            "export PATH={storageos}:$PATH STORAGEOS_HOST={}\n{line}",
+            socket.display()
+        );
+        bash(&cluster.directory, &script).ok()
+    };
+    let has = |replicas: usize| {
+        eventually(&format!("{replicas} replicas"), || {
+            let inspected = cluster.inspect("default/volume-name");
+            let healthy = inspected["health"] == "healthy";
+            (healthy && inspected["replicas"].as_array()?.len() == replicas).then_some(inspected)
+        })
+    };
+    let said = shell(
+        "storageos volume create --namespace default --label storageos.com/replicas=2 --label storageos.com/failure.mode=alwayson volume-name",
+    );
+    assert_eq!(said.trim(), "default/volume-name");
+    let inspected = has(2);
+    assert_eq!(inspected["labels"]["storageos.com/replicas"], "2");
+    assert_eq!(inspected["labels"]["storageos.com/failure.mode"], "alwayson");
+    shell("storageos volume rm volume-name");
+    shell("storageos volume create --namespace default --label storageos.feature.replicas=2 volume-name");
+    has(2);
+    let table = shell("storageos volume ls");
     assert!(table.lines().next().unwrap().starts_with("NAMESPACE/NAME"), "{table}");
     assert!(table.contains("2/2"), "{table}");
+    shell("storageos volume update --label-add storageos.feature.replicas=1 volume-name");
+    has(1);
+    shell("storageos volume update --label-add storageos.feature.replicas=2 default/volume-name");
+    has(2);
 }
 
 #[test]
