@@ -341,6 +341,8 @@ impl Nodes {
         volume: VolumeId,
         force: bool,
     ) -> Result<(), ApiError> {
+        // A daemon that hangs is found out soon; one that answers may take its time.
+        self.ping(node, address).await?;
         let client = self.client(node, address).await?;
         match client.unmount(within(UNMOUNT), volume, force).await {
             Ok(result) => Ok(result?),

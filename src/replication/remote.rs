@@ -15,7 +15,10 @@ use crate::{
 };
 use parking_lot::Mutex;
 use std::{
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 use tarpc::client::RpcError;
@@ -35,6 +38,8 @@ struct Link {
     master: NodeId,
     client: DataClient,
     caller: Caller,
+    /// Calls that were answered.
+    answered: Arc<AtomicU64>,
     stop: CancellationToken,
 }
 
@@ -133,6 +138,7 @@ impl RemoteDevice {
                 attachment: self.attachment,
                 session: self.session.fetch_add(1, Ordering::SeqCst) + 1,
             },
+            answered: Arc::default(),
             stop,
         };
         let open = link
@@ -159,8 +165,13 @@ impl RemoteDevice {
         }
     }
 
-    /// Waits for a call for as long as its node answers pings: a call may take long, a dead node may not.
+    /// Waits for a call for as long as its node answers, this call's pings or other calls: a call may take long, a dead node may not.
     async fn watched<T>(&self, link: &Link, call: impl Future<Output = Result<T, RpcError>>) -> Result<T, RpcError> {
+        let call = async {
+            let result = call.await;
+            link.answered.fetch_add(u64::from(result.is_ok()), Ordering::Relaxed);
+            result
+        };
         let mut call = std::pin::pin!(call);
         loop {
             tokio::select! {
@@ -168,21 +179,22 @@ impl RemoteDevice {
                 result = &mut call => return result,
                 () = time::sleep(PING) => {}
             }
-            let ping = async {
-                let alive = link.client.ping(within(PING_DEADLINE)).await;
-                if let Err(error) = alive {
-                    return error;
-                }
-                std::future::pending().await
-            };
-            tokio::select! {
+            let before = link.answered.load(Ordering::Relaxed);
+            // Limited here too: a call can wait before it is sent, and the deadline in it counts only then.
+            let ping = time::timeout(PING_DEADLINE, link.client.ping(within(PING_DEADLINE)));
+            let answer = tokio::select! {
                 biased;
                 result = &mut call => return result,
-                error = ping => {
+                answer = ping => answer.unwrap_or(Err(RpcError::DeadlineExceeded)),
+            };
+            match answer {
+                Ok(()) => {}
+                // The ping may wait behind much data on a slow link.
+                Err(RpcError::DeadlineExceeded) if link.answered.load(Ordering::Relaxed) != before => {}
+                Err(error) => {
                     link.stop.cancel();
                     return Err(error);
                 }
-                () = time::sleep(PING) => {}
             }
         }
     }

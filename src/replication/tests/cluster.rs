@@ -11,11 +11,14 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use std::{
     collections::{BTreeSet, HashMap},
+    io::{Read, Write as _},
+    net::{TcpListener, TcpStream},
     path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    thread,
     time::{Duration, Instant},
 };
 use tokio::runtime::Runtime;
@@ -70,6 +73,41 @@ impl Peers for Addresses {
     fn address(&self, node: NodeId) -> Option<String> {
         self.0.lock().get(&node).cloned()
     }
+}
+
+impl Addresses {
+    /// Puts a network between a node and those that connect to it from now on. When it turns `silent` nothing arrives any more, and
+    /// nobody is told: connections stay open.
+    pub(super) fn through_a_network(&self, node: NodeId, silent: &Arc<AtomicBool>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let here = listener.local_addr().unwrap().to_string();
+        let to = self.0.lock().insert(node, here).unwrap();
+        let silent = Arc::clone(silent);
+        thread::spawn(move || {
+            for near in listener.incoming() {
+                let (near, far) = (near.unwrap(), TcpStream::connect(&to).unwrap());
+                let back = (far.try_clone().unwrap(), near.try_clone().unwrap());
+                for (from, to) in [(near, far), back] {
+                    let silent = Arc::clone(&silent);
+                    thread::spawn(move || pass_on(from, to, &silent));
+                }
+            }
+        });
+    }
+}
+
+fn pass_on(mut from: TcpStream, mut to: TcpStream, silent: &AtomicBool) {
+    let mut buffer = [0; 65536];
+    while let Ok(length @ 1..) = from.read(&mut buffer) {
+        while silent.load(Ordering::SeqCst) {
+            thread::park();
+        }
+        if to.write_all(&buffer[..length]).is_err() {
+            break;
+        }
+    }
+    // Those who were told nothing yet learn that it has ended.
+    let _ = to.shutdown(std::net::Shutdown::Both);
 }
 
 /// Copies on a disk that can be told to fail.

@@ -629,6 +629,30 @@ fn a_remote_device_survives_a_change_of_master() {
 }
 
 #[test]
+fn a_remote_device_leaves_a_master_that_falls_silent() {
+    let cluster = Cluster::new(2, 1, FailureMode::AlwaysOn);
+    // A call is given up because its node is silent, not because its time is over.
+    cluster.config.state.lock().io_timeout = 2 * LONG;
+    let old = cluster.activate(0);
+    let silent = Arc::new(AtomicBool::new(false));
+    let (dead, heir) = (cluster.nodes[0].id, cluster.nodes[1].id);
+    cluster.addresses.through_a_network(dead, &silent);
+    let device = remote(&cluster, 2, 1).unwrap();
+    put(&device, 1, 1, 1).unwrap();
+    silent.store(true, Ordering::SeqCst);
+    cluster.reconfigure(|configuration| {
+        configuration.master = Some(heir);
+        configuration.in_sync.remove(&dead);
+    });
+    let new = cluster.activate(1);
+    let started = Instant::now();
+    put(&device, 1, 2, 1).unwrap();
+    assert!(started.elapsed() < LONG, "after {:?}", started.elapsed());
+    assert_eq!(get(&*new, 1), 2);
+    old.stop();
+}
+
+#[test]
 fn an_older_mount_cannot_write_any_more() {
     let cluster = Cluster::new(1, 2, FailureMode::Soft);
     let master = cluster.activate(0);
