@@ -97,7 +97,12 @@ pub struct Node {
     pub address: String,
     /// More arguments of the daemon.
     pub extra: Vec<String>,
-    join: Option<String>,
+    /// The command that starts the daemon's program, if it is not started directly.
+    pub through: Vec<String>,
+    /// A member to join; none: it makes the cluster.
+    pub join: Option<String>,
+    /// Commands for the cluster are not given to it: its daemon is stopped, or its link is not well.
+    pub aside: bool,
     child: Option<Child>,
 }
 
@@ -134,8 +139,10 @@ impl Node {
             .append(true)
             .open(self.directory.join("log"))
             .unwrap();
-        let mut command = Command::new(STORAGEOS);
+        let mut words = self.through.iter().map(String::as_str).chain([STORAGEOS]);
+        let mut command = Command::new(words.next().unwrap_or(STORAGEOS));
         command
+            .args(words)
             .args(["node", "run", "--data-dir"])
             .arg(&self.directory)
             .args(["--listen", &self.address, "--name", &self.name])
@@ -286,6 +293,8 @@ impl Cluster {
                 directory: directory.join(format!("n{}", index + 1)),
                 address: host(index),
                 extra: extra(index),
+                through: vec![],
+                aside: false,
                 join: (index > 0).then(|| host(0)),
                 child: None,
             })
@@ -322,7 +331,8 @@ impl Cluster {
 
     /// A node whose daemon runs.
     pub fn any(&self) -> &Node {
-        self.nodes.iter().find(|n| n.runs()).expect("a daemon runs")
+        let well = |n: &&Node| n.runs() && !n.aside;
+        self.nodes.iter().find(well).expect("a daemon runs")
     }
 
     /// `storageos` on the first running node.
@@ -480,11 +490,46 @@ pub fn checksums(directory: &Path) -> String {
     bash(directory, "find . -type f -print0 | sort -z | xargs -0 -r sha256sum").ok()
 }
 
+/// Gives this thread descriptors of its own, none at first. A file of a mount is opened after this: with the process's descriptors every command
+/// that the test starts would inherit it for a moment, and wait in its exec to close it while the volume's writes are suspended.
+/// And none is kept: the other end of a command's pipe would not see its end.
+pub fn own_descriptors() -> std::io::Result<()> {
+    let unshare = libc::c_int::try_from(libc::CLOSE_RANGE_UNSHARE).unwrap();
+    // SAFETY: the thread opens, uses and closes its own files, and uses no other's descriptor.
+    match unsafe { libc::close_range(3, libc::c_uint::MAX, unshare) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    }
+}
+
+/// Measures the longest time between two ticks.
+#[derive(Default)]
+pub struct Pauses(std::sync::Mutex<(Option<Instant>, Duration)>);
+
+impl Pauses {
+    /// Something was done.
+    pub fn tick(&self) {
+        let mut known = self.0.lock().unwrap();
+        let now = Instant::now();
+        if let Some(last) = known.0.replace(now) {
+            known.1 = known.1.max(now - last);
+        }
+    }
+
+    /// The longest pause since the call before, the one that lasts included.
+    pub fn longest(&self) -> Duration {
+        let mut known = self.0.lock().unwrap();
+        let lasting = known.0.map_or(Duration::ZERO, |last| last.elapsed());
+        std::mem::take(&mut known.1).max(lasting)
+    }
+}
+
 /// A writer that appends numbered lines, fsyncs each, and counts those that were acknowledged.
 pub struct Writer {
     file: PathBuf,
     stop: Arc<AtomicBool>,
     acknowledged: Arc<AtomicU64>,
+    pauses: Arc<Pauses>,
     thread: JoinHandle<std::io::Result<()>>,
 }
 
@@ -493,12 +538,10 @@ impl Writer {
     pub fn start(file: &Path) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let acknowledged = Arc::new(AtomicU64::new(0));
-        let (path, stop2, count) = (file.to_owned(), stop.clone(), acknowledged.clone());
+        let pauses = Arc::new(Pauses::default());
+        let (path, stop2, count, ticks) = (file.to_owned(), stop.clone(), acknowledged.clone(), pauses.clone());
         let thread = std::thread::spawn(move || {
-            // With the process's descriptors, every command that the test starts would inherit the file for a moment, and wait in its
-            // exec to close it while the volume's writes are suspended.
-            // SAFETY: the file is opened, used and closed by this thread; it uses no other's descriptor.
-            unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FILES)? };
+            own_descriptors()?;
             let mut file = File::options().create(true).append(true).open(path)?;
             for line in 0_u64.. {
                 if stop2.load(Ordering::Relaxed) {
@@ -507,6 +550,7 @@ impl Writer {
                 writeln!(file, "line {line:012}")?;
                 file.sync_all()?;
                 count.store(line + 1, Ordering::SeqCst);
+                ticks.tick();
             }
             Ok(())
         });
@@ -514,6 +558,7 @@ impl Writer {
             file: file.to_owned(),
             stop,
             acknowledged,
+            pauses,
             thread,
         }
     }
@@ -521,6 +566,11 @@ impl Writer {
     /// Lines that were acknowledged.
     pub fn count(&self) -> u64 {
         self.acknowledged.load(Ordering::SeqCst)
+    }
+
+    /// The longest time between two acknowledgements; it starts anew with each call.
+    pub fn longest_pause(&self) -> Duration {
+        self.pauses.longest()
     }
 
     /// Whether it stopped by itself, because of an error.

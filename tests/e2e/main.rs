@@ -8,14 +8,17 @@
 mod applications;
 mod bad_input;
 mod basics;
+mod checker;
 mod damage;
 mod etcd;
 mod etcd_process;
 mod events;
 mod failure_modes;
+mod faults;
 mod harness;
 mod integrity;
 mod kills;
 mod losses;
+mod netns;
 mod nodes;
 mod posix;
