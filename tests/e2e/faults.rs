@@ -294,6 +294,30 @@ fn two_data_nodes_and_a_witness_survive_either_data_node() {
     all_is_well(&mut net, &mount, written, 2, 2);
 }
 
+#[test]
+#[ignore = "fails: the last copy in sync stays failed after its disk was full, until its daemon is started again"]
+fn writes_work_again_when_the_disk_under_the_last_copy_has_space_again() {
+    let mut net = Net::start(3, |_| vec![]);
+    create(&net, 0, "soft", PATIENT);
+    let master = net.holders("data")[0];
+    let mount = net.mount(master, "default/data");
+    let copied = "dd if=/dev/urandom of=big bs=1M count=8 conv=fsync status=none";
+    bash(&mount, copied).ok();
+    net.fill(master);
+    let refused = bash(
+        &mount,
+        "dd if=/dev/urandom of=more bs=1M count=8 conv=fsync status=none",
+    );
+    assert!(refused.err.contains("No space"), "{}", refused.err);
+    net.free(master);
+    eventually("writes work again", || {
+        (bash(&mount, &copied.replace("big", "again")).code == 0).then_some(())
+    });
+    bash(&mount, "sha256sum big again").ok();
+    net.unmount(&mount);
+    net.verify_identical("data", 1);
+}
+
 /// What is done to a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
@@ -348,8 +372,8 @@ impl Scene {
         }
     }
 
-    /// Whether a round may have this fault beside the others: a majority of the voters stays, the mount's daemon is not ended, and the blocks
-    /// of a copy with flipped bits have a copy to come from.
+    /// Whether a round may have this fault beside the others: a majority of the voters stays, the mount's daemon is not ended, and beside a
+    /// copy with flipped bits or a full disk there is one that nothing happens to.
     fn allows(&self, fault: Fault, node: usize, others: &[Planned]) -> bool {
         let struck = |n: &usize| others.iter().any(|p| p.node == *n) || *n == node;
         let role = self.role(node);
@@ -359,10 +383,12 @@ impl Scene {
             Fault::FlippedBits => role != "bystander",
             _ => true,
         };
-        let flips = fault == Fault::FlippedBits || others.iter().any(|p| p.fault == Fault::FlippedBits);
+        // Else the bad copy may be the last in sync, and errors would be right.
+        let spoils = |fault: &Fault| matches!(fault, Fault::FlippedBits | Fault::FullDisk);
+        let spoilt = spoils(&fault) || others.iter().any(|p| spoils(&p.fault));
         fits && !others.iter().any(|p| p.node == node)
             && self.voters.iter().filter(|v| struck(v)).count() <= 1
-            && (!flips || !self.holders.iter().all(|h| struck(h)))
+            && (!spoilt || !self.holders.iter().all(|h| struck(h)))
     }
 
     fn choose(&self, random: &mut SmallRng) -> Vec<Planned> {

@@ -22,3 +22,4 @@ mod losses;
 mod netns;
 mod nodes;
 mod posix;
+mod times;
