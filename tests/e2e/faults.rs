@@ -388,7 +388,7 @@ impl Scene {
         let spoilt = spoils(&fault) || others.iter().any(|p| spoils(&p.fault));
         fits && !others.iter().any(|p| p.node == node)
             && self.voters.iter().filter(|v| struck(v)).count() <= 1
-            && (!spoilt || !self.holders.iter().all(|h| struck(h)))
+            && (!spoilt || !self.holders.iter().all(struck))
     }
 
     fn choose(&self, random: &mut SmallRng) -> Vec<Planned> {

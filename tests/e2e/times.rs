@@ -4,6 +4,7 @@
 //! acknowledged fsyncs of a writer that appends lines without a break.
 
 use crate::harness::{Cluster, Node, Writer, bash, eventually, own_descriptors};
+use crate::losses::plane;
 use crate::netns::{Net, computeonly};
 use std::fs::File;
 use std::io::{self, Write};
@@ -70,6 +71,7 @@ fn pauses() {
                 (holders[0], true)
             };
             let who = net.nodes[node].name.clone();
+            let led = plane(&net, 3).is_some_and(|(_, leader, _)| leader == who);
             let gone = move |net: &Net| {
                 let at = net.inspect("data");
                 let moved = at["master"]["nodeName"] != who.as_str() && at["master"]["health"] == "healthy";
@@ -84,7 +86,9 @@ fn pauses() {
             } else {
                 pause(&mut net, &writer, kill, node, gone)
             };
-            record(name, took.as_secs_f64() * 1000.0, "ms");
+            // Without a leader nothing can be decided: those are two failures in one.
+            let name = if led { format!("{name}_led") } else { name.to_owned() };
+            record(&name, took.as_secs_f64() * 1000.0, "ms");
             if net.nodes[node].runs() {
                 net.heal(node);
             } else {
