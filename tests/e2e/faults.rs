@@ -9,7 +9,7 @@ use crate::harness::{Cluster, DEADLINE, Writer, bash, check_lines, eventually};
 use crate::losses::plane;
 use crate::netns::{Net, computeonly};
 use rand::rngs::SmallRng;
-use rand::seq::IndexedRandom;
+use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{Rng, SeedableRng};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -26,11 +26,16 @@ const PATIENT: &str = "storageos.com/io.timeout=60m";
 fn create(cluster: &Cluster, replicas: u8, mode: &str, timeout: &str) {
     let replicas = format!("storageos.com/replicas={replicas}");
     let mode = format!("storageos.com/failure.mode={mode}");
-    cluster
-        .cli(&[
-            "volume", "create", "--size", "512MiB", "--label", &replicas, "--label", &mode, "--label", timeout, "data",
-        ])
-        .ok();
+    create_with(cluster, &[&replicas, &mode, timeout]);
+}
+
+fn create_with(cluster: &Cluster, labels: &[&str]) {
+    let mut arguments = vec!["volume", "create", "--size", "512MiB"];
+    for label in labels {
+        arguments.extend(["--label", label]);
+    }
+    arguments.push("data");
+    cluster.cli(&arguments).ok();
     eventually("the new volume is healthy", || {
         (cluster.inspect("data")["health"] == "healthy").then_some(())
     });
@@ -480,13 +485,27 @@ struct Report {
     pause: Duration,
 }
 
+/// The copies are on nodes that the seed chose, so that a repeated round has the same faults.
+fn create_on_chosen_nodes(net: &Net, mode: &str, random: &mut SmallRng) {
+    let mut names: Vec<&str> = net.nodes.iter().map(|n| n.name.as_str()).collect();
+    names.shuffle(random);
+    let spare = &names[3..];
+    for name in spare {
+        net.cli(&["node", "cordon", name]).ok();
+    }
+    let mode = format!("storageos.com/failure.mode={mode}");
+    let master = format!("storageos.com/hint.master={}", names[0]);
+    create_with(net, &["storageos.com/replicas=2", &mode, &master, PATIENT]);
+    for name in spare {
+        net.cli(&["node", "uncordon", name]).ok();
+    }
+}
+
 fn mount_somewhere(net: &mut Net, random: &mut SmallRng) -> (usize, PathBuf) {
-    let holders = net.holders("data");
-    let choices = if random.random_bool(0.5) {
-        holders
-    } else {
-        without_copy(net)
-    };
+    let mut choices = without_copy(net);
+    if random.random_bool(0.5) {
+        choices = (0..net.nodes.len()).filter(|i| !choices.contains(i)).collect();
+    }
     let node = *choices.choose(random).unwrap();
     (node, net.mount(node, "default/data"))
 }
@@ -495,7 +514,7 @@ fn round(seed: u64, report: &mut Report) {
     let mut random = SmallRng::seed_from_u64(seed);
     let mode = *["alwayson", "soft", "hard"].choose(&mut random).unwrap();
     let mut net = Net::start(5, |_| vec![]);
-    create(&net, 2, mode, PATIENT);
+    create_on_chosen_nodes(&net, mode, &mut random);
     let (node, mount) = mount_somewhere(&mut net, &mut random);
     let (voters, ..) = plane(&net, 0).unwrap();
     let scene = Scene {

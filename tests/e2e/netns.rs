@@ -11,12 +11,9 @@ use std::fs;
 use std::ops::{Deref, DerefMut};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Space of a node's disk.
 const DISK: &str = "size=768m";
-
-static NETWORKS: AtomicU32 = AtomicU32::new(0);
 
 /// A cluster and its network.
 pub struct Net {
@@ -49,11 +46,10 @@ impl Net {
     #[track_caller]
     pub fn start(count: usize, extra: impl Fn(usize) -> Vec<String>) -> Self {
         sweep();
-        let serial = NETWORKS.fetch_add(1, Ordering::Relaxed);
-        let mut net = Self {
-            cluster: Cluster::prepare(count, extra),
-            prefix: format!("st-{}-{serial}", std::process::id()),
-        };
+        let cluster = Cluster::prepare(count, extra);
+        // Unique, with this process's id in it.
+        let prefix = cluster.directory.file_name().unwrap().to_string_lossy().into_owned();
+        let mut net = Self { cluster, prefix };
         net.build();
         for index in 0..count {
             net.cluster.nodes[index].start();
@@ -267,18 +263,29 @@ fn remove(namespace: &str) {
         .status();
 }
 
-/// Takes away what test processes left behind that were killed: their daemons and namespaces.
+/// Takes away what test processes left behind that were killed: daemons, namespaces, mounts and files.
 fn sweep() {
     for entry in fs::read_dir("/run/netns").into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        let Some(pid) = name.strip_prefix("st-").and_then(|rest| rest.split('-').next()) else {
+        let Some((prefix, _)) = name.rsplit_once('-').filter(|(prefix, _)| is_abandoned(prefix)) else {
             continue;
         };
-        if pid.parse::<u32>().is_ok() && !Path::new("/proc").join(pid).exists() {
-            for left in run("ip", &["netns", "pids", &name]).out.lines() {
-                run("kill", &["-9", left]);
-            }
-            remove(&name);
+        for left in run("ip", &["netns", "pids", &name]).out.lines() {
+            run("kill", &["-9", left]);
         }
+        remove(&name);
+        let directory = Path::new("/var/tmp").join(prefix);
+        let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
+        let places = mounts.lines().filter_map(|line| line.split(' ').nth(1));
+        for place in places.filter(|place| Path::new(place).starts_with(&directory)) {
+            run("umount", &["-l", "-i", place]);
+        }
+        let _ = fs::remove_dir_all(directory);
     }
+}
+
+/// Whether it is the prefix `st-PID-SERIAL` of a process that is gone.
+fn is_abandoned(prefix: &str) -> bool {
+    let pid = prefix.strip_prefix("st-").and_then(|rest| rest.split('-').next());
+    pid.is_some_and(|pid| pid.parse::<u32>().is_ok() && !Path::new("/proc").join(pid).exists())
 }
