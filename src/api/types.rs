@@ -272,6 +272,9 @@ pub struct VolumeUpdate {
     /// Free text.
     #[serde(default)]
     pub description: Option<String>,
+    /// Bytes; not less than now.
+    #[serde(default)]
+    pub size: Option<u64>,
     /// Labels to set, in any spelling.
     #[serde(default)]
     pub label_add: BTreeMap<String, String>,

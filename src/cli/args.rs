@@ -472,16 +472,20 @@ pub(super) enum VolumeVerb {
         #[arg(short, long, value_name = "NAMESPACE")]
         namespace: Option<String>,
     },
-    /// Change a volume's description or labels, also while it is mounted
+    /// Change a volume's size, description or labels, also while it is mounted
     #[command(
         after_help = "Examples:\n  storageos volume update --label-add storageos.com/failure.mode=hard default/data\n  \
         storageos volume update --label-add storageos.com/replicas=1 data\n  \
+        storageos volume update --size 40GiB data\n  \
         storageos volume update --label-rm storageos.com/failure.tolerance data"
     )]
     Update {
         /// What it is for
         #[arg(short, long, value_name = "TEXT")]
         description: Option<String>,
+        /// New size, in GiB or with a unit; not less than now
+        #[arg(short, long, value_name = "SIZE")]
+        size: Option<String>,
         /// Set a label; may be repeated
         #[arg(long, value_name = "KEY=VALUE")]
         label_add: Vec<String>,

@@ -47,6 +47,7 @@ pub(super) async fn run(client: &Client, verb: VolumeVerb) -> Result<ExitCode, A
         }
         VolumeVerb::Update {
             description,
+            size,
             label_add,
             label_rm,
             force,
@@ -55,6 +56,7 @@ pub(super) async fn run(client: &Client, verb: VolumeVerb) -> Result<ExitCode, A
             let name = Name::parse(&volume, None)?;
             let update = VolumeUpdate {
                 description,
+                size: size.as_deref().map(bytes_of).transpose()?,
                 label_add: labels(&label_add)?,
                 label_remove: label_rm,
                 force,
@@ -172,6 +174,14 @@ pub(super) fn labels(texts: &[String]) -> Result<BTreeMap<String, String>, ApiEr
     Ok(labels)
 }
 
+/// A size as users write it.
+fn bytes_of(text: &str) -> Result<u64, ApiError> {
+    let size: Size = text
+        .parse()
+        .map_err(|e: crate::volume::SizeError| ApiError::invalid(e.to_string()))?;
+    Ok(size.bytes())
+}
+
 async fn create(client: &Client, options: CreateOptions) -> Result<(), ApiError> {
     if let Some(fstype) = &options.fstype {
         eprintln!(
@@ -180,11 +190,7 @@ async fn create(client: &Client, options: CreateOptions) -> Result<(), ApiError>
     }
     let name = Name::parse(&options.volume, options.namespace.as_deref())?;
     let create = VolumeCreate {
-        size: options
-            .size
-            .parse::<Size>()
-            .map_err(|e| ApiError::invalid(e.to_string()))?
-            .bytes(),
+        size: bytes_of(&options.size)?,
         namespace: name.namespace,
         name: name.name,
         description: options.description,

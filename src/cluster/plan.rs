@@ -410,7 +410,7 @@ impl Planner<'_> {
 
     /// A lost copy that is back while another one syncs in its place.
     fn rival(&self, new: &Configuration) -> Option<NodeId> {
-        let awaited = new.syncing.iter().any(|node| !self.drained(node));
+        let awaited = new.in_sync.len() < self.wanted() && new.syncing.iter().any(|node| !self.drained(node));
         awaited.then(|| self.returns(new)).flatten()
     }
 

@@ -352,6 +352,14 @@ impl FileSystem {
         self.core.sync_all()
     }
 
+    /// Bytes of file data that it has room for.
+    ///
+    /// # Errors
+    /// The device's, if the file system has failed.
+    pub fn capacity(&self) -> Result<u64, FsError> {
+        Ok(self.core.state()?.data_blocks * BLOCK_SIZE as u64)
+    }
+
     /// Makes the file system larger: `capacity` bytes of file data, on a device that has grown to [`device_blocks`] blocks.
     /// Durable when it returns. Harmless when it is that large already, so it may be repeated after a crash.
     ///

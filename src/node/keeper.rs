@@ -6,6 +6,7 @@
 
 use super::control::name;
 use super::volumes::Volumes;
+use crate::block::BlockDevice;
 use crate::replication::{ActivateError, Master};
 use crate::volume::{NodeId, Volume, VolumeId};
 use jiff::Timestamp;
@@ -17,6 +18,8 @@ use tokio_util::sync::CancellationToken;
 /// First and longest pause between attempts to activate.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// Pause until copies that could not be grown are tried again.
+const GROW_RETRY: Duration = Duration::from_secs(2);
 
 /// Runs until this node is not the volume's master any more, or `stop`.
 pub(super) async fn keep(volumes: Arc<Volumes>, volume: VolumeId, stop: CancellationToken) {
@@ -42,7 +45,7 @@ pub(super) async fn keep(volumes: Arc<Volumes>, volume: VolumeId, stop: Cancella
                 );
                 tokio::select! {
                     () = stop.cancelled() => {}
-                    () = follow(&volumes, &master) => {}
+                    () = follow(&volumes, master.clone()) => {}
                 }
                 if stop.is_cancelled() {
                     return;
@@ -75,10 +78,11 @@ pub(super) async fn keep(volumes: Arc<Volumes>, volume: VolumeId, stop: Cancella
 }
 
 /// Passes the changes of the record to the master until it has ended.
-async fn follow(volumes: &Volumes, master: &Master) {
+async fn follow(volumes: &Volumes, master: Arc<Master>) {
     let stopped = master.stopped();
     let mut view = volumes.control.watch();
     let mut told: Option<Arc<Volume>> = None;
+    let mut grown = true;
     loop {
         let record = view.borrow_and_update().volumes.get(&master.volume()).cloned();
         match record {
@@ -90,18 +94,42 @@ async fn follow(volumes: &Volumes, master: &Master) {
                 if let Err(error) = master.configuration_changed(super::records::state(&record)).await {
                     tracing::debug!(volume = %record.id, %error, "the master did not take a change of its record");
                 }
+                grown = grow(&master, &record).await;
                 told = Some(record);
             }
+            Some(record) if !grown => grown = grow(&master, &record).await,
             Some(_) => {}
         }
         tokio::select! {
             () = stopped.cancelled() => return,
+            () = tokio::time::sleep(GROW_RETRY), if !grown => {}
             changed = view.changed() => {
                 if changed.is_err() {
                     return;
                 }
             }
         }
+    }
+}
+
+/// Makes the copies as large as the record says; whether they are.
+async fn grow(master: &Arc<Master>, record: &Volume) -> bool {
+    let wanted = crate::fs::device_blocks(record.size);
+    if wanted <= master.blocks() {
+        return true;
+    }
+    let growing = master.clone();
+    match tokio::task::spawn_blocking(move || growing.grow(wanted)).await {
+        Ok(Ok(())) => {
+            tracing::info!(volume = %name(record), size = record.size, "copies grown");
+            true
+        }
+        Ok(Err(error)) => {
+            tracing::warn!(volume = %name(record), %error, "the copies could not be grown, trying again");
+            false
+        }
+        // The daemon ends.
+        Err(_) => true,
     }
 }
 

@@ -24,6 +24,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// Pause between looks for a device.
@@ -32,6 +33,10 @@ const LOOK: Duration = Duration::from_millis(50);
 const STILL_SERVED: Duration = Duration::from_millis(500);
 /// A claim that cannot be released, since the control plane does not answer, is tried again this often.
 pub(super) const RELEASE_RETRY: Duration = Duration::from_secs(1);
+/// Pause until a file system that could not be grown is tried again.
+const GROW_RETRY: Duration = Duration::from_millis(200);
+/// Longest pause between looks at a mounted volume's size.
+const LONG: Duration = Duration::from_secs(60);
 /// How long an unmount waits for the file system to be closed.
 pub(super) const CLOSE_DEADLINE: Duration = Duration::from_secs(60);
 
@@ -368,6 +373,9 @@ impl Mounts {
             released: CancellationToken::new(),
         });
         tokio::spawn(self.clone().follow_master(mount.clone()));
+        if !mount.read_only {
+            tokio::spawn(follow_size(self.control.watch(), mount.clone()));
+        }
         Ok(mount)
     }
 
@@ -420,6 +428,51 @@ impl Mounts {
                 }
             }
         }
+    }
+}
+
+/// Grows the file system of a mount when the volume was grown.
+async fn follow_size(mut view: watch::Receiver<Arc<View>>, mount: Arc<Mount>) {
+    loop {
+        let record = view.borrow_and_update().volumes.get(&mount.volume).cloned();
+        let grown = match record {
+            Some(record) => {
+                let (mount, size) = (mount.clone(), record.size);
+                // The master grows its copies first; until then this fails, and is tried again.
+                let growing = tokio::task::spawn_blocking(move || mount.grow(size));
+                growing.await.unwrap_or(Ok(()))
+            }
+            None => Ok(()),
+        };
+        let again = match grown {
+            Ok(()) => LONG,
+            Err(error) => {
+                tracing::debug!(volume = %mount.name, %error, "the file system is not grown yet");
+                GROW_RETRY
+            }
+        };
+        tokio::select! {
+            () = mount.closed.cancelled() => return,
+            () = tokio::time::sleep(again) => {}
+            changed = view.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+impl Mount {
+    /// Makes the file system as large as the volume. Blocks.
+    fn grow(&self, size: u64) -> Result<(), FsError> {
+        if size <= self.fs.capacity()? {
+            return Ok(());
+        }
+        self.device.look_at_size().map_err(FsError::Device)?;
+        self.fs.grow(size)?;
+        tracing::info!(volume = %self.name, size, "file system grown");
+        Ok(())
     }
 }
 

@@ -21,6 +21,12 @@ fn labels(given: &Labels, scope: Scope) -> Result<Labels, ApiError> {
         .map_err(|error| ApiError::invalid(error.to_string()))
 }
 
+/// A size that volumes may have.
+fn checked(bytes: u64) -> Result<u64, ApiError> {
+    let size = Size::from_bytes(bytes).map_err(|error| ApiError::invalid(error.to_string()))?;
+    Ok(size.bytes())
+}
+
 fn reference(namespace: &str, volume: &str) -> Result<VolumeRef, ApiError> {
     VolumeRef::new(namespace, volume).map_err(|error| ApiError::invalid(error.to_string()))
 }
@@ -349,9 +355,7 @@ impl Operations for Shared {
         let new = NewVolume {
             name: reference(&create.namespace, &create.name)?,
             description: create.description,
-            size: Size::from_bytes(create.size)
-                .map_err(|error| ApiError::invalid(error.to_string()))?
-                .bytes(),
+            size: checked(create.size)?,
             labels: labels(&create.labels, Scope::Volume)?,
             node_selector: create.node_selector,
         };
@@ -379,11 +383,11 @@ impl Operations for Shared {
         }
         let wish = VolumeChange {
             description: update.description,
+            size: update.size.map(checked).transpose()?,
             // Checked together with those that the volume has: a tolerance alone says nothing.
             add: update.label_add,
             remove: update.label_remove,
             force: update.force,
-            ..VolumeChange::default()
         };
         let changed = joined.control.catalog.change_volume(&target, &wish).await?;
         tracing::info!(volume = %target, "volume updated");

@@ -57,6 +57,14 @@ impl SwitchDevice {
         self.state.lock().backend.clone()
     }
 
+    /// Learns of the volume's growth, where that is not known here anyway. Blocks.
+    pub(super) fn look_at_size(&self) -> Result<(), DeviceError> {
+        match self.backend() {
+            Backend::Local(_) => Ok(()),
+            Backend::Remote(device) => device.look_at_size(),
+        }
+    }
+
     /// Sends calls to another device from now on, those that wait too.
     pub(super) fn switch(&self, backend: Backend) {
         let mut state = self.state.lock();

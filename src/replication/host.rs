@@ -443,4 +443,8 @@ impl Data for DataServer {
     }
 
     async fn ping(self, _: Context) {}
+
+    async fn device_blocks(self, _: Context, volume: VolumeId, caller: Caller) -> Result<u64, RemoteError> {
+        self.on_device(volume, caller, |master| Ok(master.blocks())).await
+    }
 }

@@ -97,9 +97,15 @@ impl RemoteDevice {
         Ok(device)
     }
 
-    /// Says that the volume was grown to `blocks`; fewer than now change nothing.
-    pub fn grown(&self, blocks: u64) {
+    /// Asks the master how large the volume is by now. Blocks.
+    ///
+    /// # Errors
+    /// See [`DeviceError`].
+    pub fn look_at_size(&self) -> Result<(), DeviceError> {
+        let blocks = self
+            .run(async |link: &Link, left| link.client.device_blocks(within(left), self.volume, link.caller).await)?;
         self.blocks.fetch_max(blocks, Ordering::SeqCst);
+        Ok(())
     }
 
     /// The connection to the active master, opened anew if it was lost.

@@ -189,4 +189,6 @@ pub trait Data {
     async fn heartbeat(stamp: Stamp) -> Result<(), CopyError>;
     /// Answers at once: tells a slow call from a dead node.
     async fn ping() -> ();
+    /// The device's size in blocks.
+    async fn device_blocks(volume: VolumeId, caller: Caller) -> Result<u64, RemoteError>;
 }

@@ -64,6 +64,62 @@ fn files_written_through_a_mount_are_on_three_identical_copies() {
 }
 
 #[test]
+fn a_volume_grows_while_it_is_mounted_on_the_master_or_elsewhere_or_not_at_all() {
+    let mut cluster = Cluster::start(3);
+    cluster
+        .cli(&[
+            "volume",
+            "create",
+            "--size",
+            "65MiB",
+            "--label",
+            "storageos.com/replicas=1",
+            "data",
+        ])
+        .ok();
+    let without = (0..3)
+        .find(|n| {
+            let name = &cluster.nodes[*n].name;
+            cluster.master("data") != *name && !cluster.replicas("data", "healthy").contains(name)
+        })
+        .unwrap();
+    let room = |mount: &Path| -> u64 {
+        let said = run("df", &["-B1", "--output=size", mount.to_str().unwrap()]).ok();
+        said.lines().nth(1).unwrap().trim().parse().unwrap()
+    };
+    let grow = |size: &str| cluster.cli(&["volume", "update", "--size", size, "data"]).ok();
+    let refused = cluster
+        .cli(&["volume", "update", "--size", "64MiB", "data"])
+        .fails_with(5);
+    assert!(refused.contains("cannot be lowered"), "{refused}");
+
+    // Not mounted: the next mount finds it larger.
+    grow("80MiB");
+    let holder = cluster.index(&cluster.master("data"));
+    for (node, bytes) in [(holder, 160_u64 << 20), (without, 320 << 20)] {
+        let mount = cluster.mount(node, "default/data");
+        eventually("it is as large as before", || (room(&mount) == bytes / 2).then_some(()));
+        // With an end, and synced: what the page cache has not written yet does not know that there is no room.
+        let fill = bash(
+            &mount,
+            "dd if=/dev/urandom of=full bs=1M count=200 conv=fsync status=none",
+        );
+        assert!(fill.err.contains("No space left"), "{}", fill.err);
+        let half = (bytes >> 20).to_string() + "MiB";
+        cluster.cli(&["volume", "update", "--size", &half, "data"]).ok();
+        eventually("df shows the new size", || (room(&mount) == bytes).then_some(()));
+        bash(&mount, "dd if=/dev/urandom of=f bs=1M count=40 oflag=append conv=notrunc,fsync status=none && rm full && sync -f .").ok();
+        let before = checksums(&mount);
+        cluster.unmount(&mount);
+        cluster.verify_identical("data", 2);
+        let mount = cluster.mount(node, "default/data");
+        assert_eq!(checksums(&mount), before);
+        cluster.unmount(&mount);
+    }
+    assert_eq!(cluster.inspect("data")["size"], 320_u64 << 20);
+}
+
+#[test]
 fn df_and_findmnt_show_the_volume() {
     let mut cluster = Cluster::start(1);
     cluster.cli(&["volume", "create", "--size", "2GiB", "data"]).ok();
