@@ -99,7 +99,7 @@ pub struct CopyStore {
     failed: AtomicBool,
     failure: Mutex<Option<StoreError>>,
     /// Holds the lock on the directory as long as the copy is open.
-    _lock: Option<File>,
+    lock: Mutex<Option<File>>,
 }
 
 impl CopyStore {
@@ -236,7 +236,7 @@ impl CopyStore {
             sync_done: Condvar::new(),
             failed: AtomicBool::new(false),
             failure: Mutex::new(None),
-            _lock: lock,
+            lock: Mutex::new(lock),
         }
     }
 
@@ -571,6 +571,13 @@ impl CopyStore {
         self.store_header(&active)?;
         self.fail_with(StoreError::Failed("closed".into()));
         Ok(())
+    }
+
+    /// Gives the files up without closing them in order, so that the copy can be opened again while this one is still held. Every
+    /// call has ended; later ones fail.
+    pub fn give_up(&self) {
+        self.fail_with(StoreError::Failed("given up".into()));
+        self.lock.lock().take();
     }
 
     /// What a copy's files say, without opening it.

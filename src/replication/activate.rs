@@ -75,9 +75,15 @@ impl Master {
             None => opener.entry(volume),
         })
         .await??;
-        if let Some(why) = local.state().failed {
-            return Err(CopyError::Failed(why).into());
-        }
+        let local = match local.state().failed {
+            None => local,
+            // Nobody else can serve: its disk may be well by now.
+            Some(_) if state.configuration.in_sync.len() == 1 => {
+                let opener = Arc::clone(host);
+                blocking(move || opener.opened_again(volume, &local)).await??
+            }
+            Some(why) => return Err(CopyError::Failed(why).into()),
+        };
         let expected = state.configuration.epoch;
         state.configuration.epoch += 1;
         let epoch = state.configuration.epoch;
@@ -136,14 +142,14 @@ impl Master {
         }
         if !failed.is_empty() {
             let _changing = self.changing.lock().await;
-            self.fail_locked(failed).await?;
+            self.fail_locked(failed, Instant::now()).await?;
         }
         let fenced = others.iter().map(|(replica, _)| replica.node).collect();
         let this = Arc::clone(self);
         let failed = blocking(move || this.equalise(&others)).await??;
         if !failed.is_empty() {
             let _changing = self.changing.lock().await;
-            self.fail_locked(failed).await?;
+            self.fail_locked(failed, Instant::now()).await?;
         }
         self.check_fenced()?;
         Ok(fenced)

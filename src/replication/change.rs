@@ -336,13 +336,18 @@ impl Master {
         why: impl Into<Failure>,
     ) -> Result<(), DeviceError> {
         let failure = why.into();
+        // Those who wait for one that waits for the control plane do not begin to wait anew after it.
+        let started = Instant::now();
         let _changing = self.changing.lock().await;
-        self.fail_locked(vec![(Arc::clone(replica), failure)]).await
+        self.fail_locked(vec![(Arc::clone(replica), failure)], started).await
     }
 
-    /// Leaves copies out. Under `changing`.
-    pub(super) async fn fail_locked(&self, mut failed: Vec<(Arc<Replica>, Failure)>) -> Result<(), DeviceError> {
-        let started = Instant::now();
+    /// Leaves copies out; waits for the control plane until `io.timeout` after `started`. Under `changing`.
+    pub(super) async fn fail_locked(
+        &self,
+        mut failed: Vec<(Arc<Replica>, Failure)>,
+        started: Instant,
+    ) -> Result<(), DeviceError> {
         loop {
             let view = self.view()?;
             failed.retain(|(replica, _)| view.has(replica));
@@ -363,11 +368,13 @@ impl Master {
                 .map(|(replica, failure)| (replica.node, failure.clone()))
                 .filter(|(node, _)| view.configuration.in_sync.contains(node))
                 .collect();
-            if leaving.is_empty() {
+            let in_doubt = failed.iter().any(|(replica, _)| replica.is_joining());
+            if leaving.is_empty() && !in_doubt {
                 // Only copies that were syncing: their sync starts again by itself.
                 self.install(next);
                 return Ok(());
             }
+            // Of one in doubt the swap that was to put it in sync may yet go through: a change of the epoch alone shuts that out.
             let now = Timestamp::now();
             for (node, Failure { why, by_itself }) in &leaving {
                 next.configuration.lose(*node, now, *by_itself);
@@ -456,6 +463,10 @@ impl Master {
             // Only a master puts copies in sync. Whoever did knows that they are equal; this master does not.
             return Err(self.fence_self(&format!("epoch {} has copies that this master did not sync", new.epoch)));
         }
+        if self.local.session() != self.local_session {
+            // It had this copy fenced. What it wrote or took back is for an activation to find.
+            return Err(self.fence_self("another master served meanwhile"));
+        }
         self.raise_attachment(state.attachment);
         let mut next = View {
             configuration: new,
@@ -485,7 +496,7 @@ impl Master {
         if failed.is_empty() {
             return Ok(());
         }
-        Box::pin(self.fail_locked(failures(failed))).await
+        Box::pin(self.fail_locked(failures(failed), Instant::now())).await
     }
 
     /// The local copy failed: another in-sync copy becomes the master and this one ends. Without another one the error stands.

@@ -122,6 +122,10 @@ impl Copy for CopyStore {
     fn close(&self) -> Result<(), CopyError> {
         Ok(self.close()?)
     }
+
+    fn give_up(&self) {
+        self.give_up();
+    }
 }
 
 impl Copies for DiskCopies {

@@ -116,9 +116,10 @@ impl Entry {
         Ok(gate)
     }
 
-    /// Whether a change with this stamp would be taken.
-    pub(super) fn check(&self, stamp: Stamp) -> Result<(), CopyError> {
-        self.enter(stamp).map(drop)
+    /// Lets go of a copy that failed. Waits for calls in progress.
+    pub(super) fn give_up(&self) {
+        let _gate = self.gate.write();
+        self.copy.give_up();
     }
 
     /// Promises the node whose stamp is in force not to serve as a master for a time.

@@ -131,18 +131,24 @@ impl ReplicaHost {
             same_boot: true,
             hot: Vec::new(),
         };
-        let entry = Arc::new(Entry::new(copy, found, None));
+        let entry = Arc::new(Entry::new(copy, found, Some(Promise::before(*self.forgot.lock()))));
         *open = Some(Arc::clone(&entry));
         Ok(entry)
     }
 
-    /// Forgets a failed copy, so that it is opened again as after a crash: its disk may be well by now. Calls that hold it keep it
-    /// open until they end; opening it fails meanwhile.
+    /// The copy after it failed, as after a crash. Blocks.
+    pub(super) fn opened_again(&self, volume: VolumeId, failed: &Arc<Entry>) -> Result<Arc<Entry>, CopyError> {
+        self.reopen(volume, failed);
+        self.entry(volume)
+    }
+
+    /// Forgets a failed copy, so that it is opened again as after a crash: its disk may be well by now.
     fn reopen(&self, volume: VolumeId, failed: &Arc<Entry>) {
         let slot = self.slot(volume);
         let mut open = slot.lock();
         if open.as_ref().is_some_and(|entry| Arc::ptr_eq(entry, failed)) {
             tracing::info!(%volume, "a copy that failed is opened again");
+            failed.give_up();
             *self.forgot.lock() = Instant::now();
             *open = None;
         }
@@ -177,6 +183,7 @@ impl ReplicaHost {
         {
             tracing::warn!(%volume, %error, "closing a copy that is being removed");
         }
+        *self.forgot.lock() = Instant::now();
         self.copies.remove(volume)?;
         drop(open);
         self.entries.lock().remove(&volume);

@@ -81,6 +81,8 @@ pub(super) struct Replica {
     skipped: Mutex<BTreeSet<u64>>,
     /// Left out for good; its sync must not complete.
     dropped: AtomicBool,
+    /// It is being put in sync, or may have been: the answer of the control plane is not known.
+    joining: AtomicBool,
     pub(super) promised: Promised,
 }
 
@@ -106,8 +108,17 @@ impl Replica {
             mark: AtomicU64::new(if in_sync { ALL } else { 0 }),
             skipped: Mutex::default(),
             dropped: AtomicBool::new(false),
+            joining: AtomicBool::new(false),
             promised: Promised::default(),
         })
+    }
+
+    pub(super) fn is_joining(&self) -> bool {
+        self.joining.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn set_joining(&self, joining: bool) {
+        self.joining.store(joining, Ordering::SeqCst);
     }
 
     pub(super) fn mark(&self) -> u64 {
@@ -298,7 +309,6 @@ impl Replica {
                 link.client.discard(context, stamp, position, block, count).await
             }
             Change::Grow { blocks } => link.client.grow(context, stamp, blocks).await,
-            Change::Nothing => return self.heartbeat(epoch).await,
         };
         flatten(result, self.deadline)
     }
@@ -355,8 +365,6 @@ pub(super) enum Change {
     Grow {
         blocks: u64,
     },
-    /// Only the copy's promise is wanted.
-    Nothing,
 }
 
 impl Change {
@@ -364,7 +372,7 @@ impl Change {
     pub(super) fn is_small(&self) -> bool {
         match self {
             Self::Write { blocks, .. } => blocks.data.iter().map(|data| data.len()).sum::<usize>() <= SMALL,
-            Self::Flush | Self::Discard { .. } | Self::Grow { .. } | Self::Nothing => true,
+            Self::Flush | Self::Discard { .. } | Self::Grow { .. } => true,
         }
     }
 }

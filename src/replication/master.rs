@@ -9,6 +9,7 @@ use super::{
     entry::{Entry, extents_of},
     env::{ConfigStore, Observer, Peers},
     fanout::Fanout,
+    group::Group,
     host::ReplicaHost,
     link::{ALL, Change, LinkError, Replica},
     notes::Notes,
@@ -92,15 +93,6 @@ struct Tail {
     in_flight: BTreeSet<u64>,
 }
 
-/// One flush serves every caller that came before it started.
-#[derive(Default)]
-struct FlushGroup {
-    started: u64,
-    done: u64,
-    running: bool,
-    last: Option<Result<(), DeviceError>>,
-}
-
 /// See the module's text.
 pub struct Master {
     pub(super) volume: VolumeId,
@@ -119,10 +111,8 @@ pub struct Master {
     /// Serialises changes of the configuration. Never held while waiting for a range.
     pub(super) changing: tokio::sync::Mutex<()>,
     tail: Mutex<Tail>,
-    flushes: Mutex<FlushGroup>,
-    flushed: Condvar,
-    /// One reader at a time asks for promises, for all.
-    confirming: Mutex<()>,
+    flushes: Group,
+    pub(super) confirmations: Group,
     /// Device calls in progress: a sync yields to them.
     foreground: AtomicUsize,
     blocks: AtomicU64,
@@ -196,9 +186,8 @@ impl Master {
                 next: 1,
                 in_flight: BTreeSet::new(),
             }),
-            flushes: Mutex::default(),
-            flushed: Condvar::new(),
-            confirming: Mutex::new(()),
+            flushes: Group::default(),
+            confirmations: Group::default(),
             foreground: AtomicUsize::new(0),
             blocks: AtomicU64::new(blocks),
             attachment: AtomicU64::new(parts.attachment),
@@ -482,35 +471,6 @@ impl Master {
         self.attachment.fetch_max(attachment, Ordering::SeqCst);
     }
 
-    /// Makes sure that no other master served before now, so that what was read here is the latest. See `promise`.
-    fn confirm(&self) -> Result<(), DeviceError> {
-        if self.is_promised()? {
-            return Ok(());
-        }
-        let _one = self.confirming.lock();
-        if !self.is_promised()? {
-            // However late the answers are: they were given after the read.
-            self.on_all(
-                Reach::Complete,
-                &Change::Nothing,
-                &|stamp| self.local.check(stamp),
-                false,
-            )?;
-        }
-        Ok(())
-    }
-
-    /// Whether every copy that another master could be made of has promised the time being.
-    fn is_promised(&self) -> Result<bool, DeviceError> {
-        let now = Instant::now();
-        let view = self.view()?;
-        // This node's copy learns of a new master too, if it stays in sync.
-        let fenced = self.local.session() != self.local_session;
-        // One that is complete may be in the record's set already.
-        let mut complete = view.replicas.iter().filter(|replica| replica.mark() == ALL);
-        Ok(!fenced && complete.all(|replica| replica.promised.holds(now)))
-    }
-
     /// In-sync copies on other nodes.
     fn others(&self) -> Result<Vec<Arc<Replica>>, DeviceError> {
         Ok(self.view()?.in_sync_replicas().cloned().collect())
@@ -581,13 +541,12 @@ impl Master {
                 }
             }
             if done {
-                self.confirm()?;
                 if let (Some(this), error) = (self.this.upgrade(), error.clone()) {
                     self.environment.runtime.spawn(async move {
                         this.hand_over(&error).await;
                     });
                 }
-                return Ok(());
+                return self.confirm();
             }
         }
         Err(DeviceError::Io(error.to_string()))
@@ -660,30 +619,7 @@ impl BlockDevice for Master {
 
     fn flush(&self) -> Result<(), DeviceError> {
         self.check_fenced()?;
-        let mut group = self.flushes.lock();
-        // The next flush to start is the first that covers this call.
-        let wanted = group.started + 1;
-        loop {
-            if group.done >= wanted {
-                return group.last.clone().unwrap_or(Ok(()));
-            }
-            if !group.running {
-                break;
-            }
-            self.flushed.wait(&mut group);
-        }
-        group.running = true;
-        group.started += 1;
-        let number = group.started;
-        drop(group);
-        let result = self.flush_now();
-        let mut group = self.flushes.lock();
-        group.running = false;
-        group.done = number;
-        group.last = Some(result.clone());
-        drop(group);
-        self.flushed.notify_all();
-        result
+        self.flushes.join(|| self.flush_now())
     }
 }
 

@@ -74,6 +74,7 @@ mod disk;
 mod entry;
 mod env;
 mod fanout;
+mod group;
 mod host;
 mod link;
 mod master;

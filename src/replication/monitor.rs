@@ -5,8 +5,8 @@
 //! a copy that missed nothing yet may simply come back.
 
 use super::{
-    link::{LinkError, Replica},
-    master::Master,
+    link::{ALL, LinkError, Replica},
+    master::{Master, over},
     store::CopyError,
 };
 use crate::volume::NodeId;
@@ -19,23 +19,31 @@ use std::{
 use tokio::time;
 
 /// Time between probes.
-const PROBE: Duration = Duration::from_millis(500);
+const PROBE: Duration = Duration::from_millis(300);
+/// After how long the only copy in sync, if it failed, is opened again: its disk may have room by then.
+const REOPEN: Duration = Duration::from_secs(3);
 
 /// Watches the replicas of a master until it ends.
 pub(super) async fn watch(master: Weak<Master>) {
     let mut away: HashMap<NodeId, Instant> = HashMap::new();
+    let mut failed: Option<Instant> = None;
     loop {
         let Some(master) = master.upgrade() else { return };
         let stop = master.stop.clone();
         let Ok(view) = master.view() else { return };
         let epoch = view.configuration.epoch;
-        let replicas: Vec<&Arc<Replica>> = view.in_sync_replicas().collect();
-        let answers = join_all(replicas.iter().map(|replica| probe(&master, replica, epoch))).await;
+        // One that is complete promises already, so that it stops no reads when it joins.
+        let replicas: Vec<&Arc<Replica>> = view.replicas.iter().filter(|replica| replica.mark() == ALL).collect();
+        let answers = join_all(replicas.iter().map(|replica| master.probe(replica, epoch))).await;
         for (replica, answer) in replicas.into_iter().zip(answers) {
             let Err(error) = answer else {
                 away.remove(&replica.node);
                 continue;
             };
+            if !view.configuration.in_sync.contains(&replica.node) {
+                // Its sync notices.
+                continue;
+            }
             let since = *away.entry(replica.node).or_insert_with(Instant::now);
             let leaves = match &error {
                 LinkError::Copy(CopyError::Stale { epoch: theirs, .. }) => {
@@ -55,21 +63,18 @@ pub(super) async fn watch(master: Weak<Master>) {
                 tracing::debug!(volume = %master.volume, node = %replica.node, %error, "leaving out a replica");
             }
         }
+        // With another copy in sync that one takes over.
+        if master.local.copy().failed().is_none() || view.configuration.in_sync.len() > 1 {
+            failed = None;
+        } else if over(*failed.get_or_insert_with(Instant::now), REOPEN) {
+            master.fence_self("its only copy failed, and is opened again");
+            return;
+        }
         drop(view);
         drop(master);
         tokio::select! {
             () = stop.cancelled() => return,
             () = time::sleep(PROBE) => {}
         }
-    }
-}
-
-async fn probe(master: &Master, replica: &Replica, epoch: u64) -> Result<(), LinkError> {
-    match replica.heartbeat(epoch).await {
-        Err(LinkError::Lost(_)) => {
-            let deadline = master.options.reconnect_deadline;
-            replica.attach(epoch, None, deadline).await.map(drop)
-        }
-        other => other,
     }
 }

@@ -7,16 +7,27 @@
 //!
 //! Each side measures on its own monotonic clock: the master from before it asked, the copy from after; the master uses the promise
 //! for three quarters of its time, for clocks that do not run alike. Clocks that stand still while the other node's runs (a
-//! suspended virtual machine) are beyond that.
+//! suspended virtual machine) are beyond that, and so is a record that somebody set back: after the last resort (`volume promote
+//! --accept-data-loss`, `cluster recover`) a master that stands alone in its own view reads on until it hears of it.
 
-use crate::volume::NodeId;
+use super::{
+    link::{ALL, LinkError, Replica},
+    master::{MAX_FOLLOWS, Master, over},
+    store::CopyError,
+};
+use crate::{block::DeviceError, volume::NodeId};
+use futures::future::try_join_all;
 use std::{
     sync::{
-        LazyLock,
+        Arc, LazyLock,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
+use tokio::time;
+
+/// Pause until a copy that did not answer is asked again.
+const RETRY: Duration = Duration::from_millis(100);
 
 /// For how long a copy promises. Part of the protocol: the same on every node.
 pub(super) const PROMISE: Duration = Duration::from_secs(1);
@@ -69,6 +80,88 @@ impl Promised {
     /// Whether it is not over.
     pub(super) fn holds(&self, now: Instant) -> bool {
         nanoseconds(now) < self.0.load(Ordering::SeqCst)
+    }
+}
+
+impl Master {
+    /// Makes sure that no other master served before now, so that what was read here is the latest. Blocks.
+    pub(super) fn confirm(&self) -> Result<(), DeviceError> {
+        if self.is_promised()? {
+            return Ok(());
+        }
+        // However late the answers are: they were given after the read.
+        self.confirmations
+            .join(|| self.environment.runtime.block_on(self.ask_for_promises()))
+    }
+
+    /// Whether every copy that another master could be made of has promised the time being.
+    fn is_promised(&self) -> Result<bool, DeviceError> {
+        let now = Instant::now();
+        let view = self.view()?;
+        // This node's copy learns of a new master too, if it stays in sync.
+        let fenced = self.local.session() != self.local_session;
+        // One that is complete may be in the record's set already.
+        let mut complete = view.replicas.iter().filter(|replica| replica.mark() == ALL);
+        Ok(!fenced && complete.all(|replica| replica.promised.holds(now)))
+    }
+
+    async fn ask_for_promises(&self) -> Result<(), DeviceError> {
+        let view = self.view()?;
+        let epoch = view.configuration.epoch;
+        if self.local.session() != self.local_session {
+            self.catch_up(epoch, epoch).await?;
+        }
+        let complete = view.replicas.iter().filter(|replica| replica.mark() == ALL);
+        try_join_all(complete.map(|replica| self.promise_of(replica, epoch))).await?;
+        Ok(())
+    }
+
+    /// Waits for a copy's promise, or until it cannot be promoted any more. As patient as the probe of an idle volume: a restart of a
+    /// daemon costs no sync, and without a control plane a copy that is away for a moment is waited for.
+    async fn promise_of(&self, replica: &Arc<Replica>, epoch: u64) -> Result<(), DeviceError> {
+        let started = Instant::now();
+        let mut at = epoch;
+        let mut follows = 0;
+        loop {
+            let Err(error) = self.probe(replica, at).await else {
+                return Ok(());
+            };
+            let view = self.view()?;
+            if !view.has(replica) {
+                return Ok(());
+            }
+            let leaves = match &error {
+                LinkError::Copy(CopyError::Stale { epoch: theirs, .. }) if follows < MAX_FOLLOWS => {
+                    follows += 1;
+                    at = self.catch_up(at, *theirs).await?;
+                    continue;
+                }
+                LinkError::Copy(_) | LinkError::Late(_) => true,
+                LinkError::Lost(_) => replica.is_dropped() || over(started, self.options.replica_deadline),
+            };
+            if leaves && self.environment.config.read(self.volume).await.is_ok() {
+                return self.fail_replica(replica, &error).await;
+            }
+            if over(started, view.io_timeout) {
+                return Err(DeviceError::Unavailable(format!(
+                    "node {} has a copy in sync and does not answer, nor does the control plane: {error}",
+                    replica.node
+                )));
+            }
+            time::sleep(RETRY).await;
+            self.check_fenced()?;
+        }
+    }
+
+    /// Asks a replica for its promise; over a new connection if the old one broke.
+    pub(super) async fn probe(&self, replica: &Replica, epoch: u64) -> Result<(), LinkError> {
+        match replica.heartbeat(epoch).await {
+            Err(LinkError::Lost(_)) if !replica.is_dropped() => {
+                replica.attach(epoch, None, self.options.reconnect_deadline).await?;
+                replica.heartbeat(epoch).await
+            }
+            other => other,
+        }
     }
 }
 

@@ -144,6 +144,8 @@ pub trait Copy: Send + Sync + 'static {
     /// # Errors
     /// The disk's.
     fn close(&self) -> Result<(), CopyError>;
+    /// Lets go of the files of a copy that failed, so that it can be opened again. No other call is in progress; later ones fail.
+    fn give_up(&self);
 }
 
 /// All the copies that a node's disk holds. Blocking calls.

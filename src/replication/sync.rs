@@ -354,6 +354,7 @@ impl Master {
     /// Connects to a syncing copy, makes it if it is not there, and shows it to writes at mark 0.
     async fn add_syncing(&self, node: NodeId) -> Result<(Arc<Replica>, DataClient, CancellationToken), SyncError> {
         let _changing = self.changing.lock().await;
+        self.clear_doubt(node).await?;
         let view = self.view()?;
         if !view.configuration.syncing.contains(&node) {
             return Err(SyncError::Dropped);
@@ -386,6 +387,18 @@ impl Master {
         Ok((replica, client, stop))
     }
 
+    /// If it is not known whether a node's copy has joined the in-sync set: makes sure that it has not. Under `changing`.
+    async fn clear_doubt(&self, node: NodeId) -> Result<(), DeviceError> {
+        let view = self.view()?;
+        let in_doubt: Vec<_> = view
+            .replicas
+            .iter()
+            .filter(|replica| replica.node == node && replica.is_joining())
+            .map(|replica| (Arc::clone(replica), Failure::from("its sync failed")))
+            .collect();
+        self.fail_locked(in_doubt, Instant::now()).await
+    }
+
     /// Everything is copied: the copy joins the in-sync set.
     async fn complete(&self, replica: &Arc<Replica>, reason: &str) -> Result<(), SyncError> {
         let _changing = self.changing.lock().await;
@@ -401,14 +414,17 @@ impl Master {
             configuration.in_sync.insert(replica.node);
             let wanted = configuration.replicas_in_sync().min(view.rule.replicas);
             configuration.established = configuration.established.max(wanted);
-            if !self.swap(&view, &mut next, reason, started).await? {
+            replica.set_joining(true);
+            let joined = self.swap(&view, &mut next, reason, started).await?;
+            replica.set_joining(false);
+            if !joined {
                 continue;
             }
             let unfenced = self.fence_all(next.configuration.epoch, &next.replicas).await?;
             self.install(next);
             self.syncs.lock().remove(&replica.node);
             if !unfenced.is_empty() {
-                self.fail_locked(failures(unfenced)).await?;
+                self.fail_locked(failures(unfenced), started).await?;
             }
             return Ok(());
         }
@@ -460,7 +476,7 @@ impl Master {
             let unfenced = self.fence_all(next.configuration.epoch, &next.replicas).await?;
             self.syncs.lock().remove(&node);
             self.install(next);
-            return self.fail_locked(failures(unfenced)).await;
+            return self.fail_locked(failures(unfenced), started).await;
         }
     }
 

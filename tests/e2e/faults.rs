@@ -211,7 +211,6 @@ fn a_stopped_master_that_wakes_after_another_mount_took_over_cannot_write() {
 }
 
 #[test]
-#[ignore = "fails: a former master reads its own copy for some 20 ms after it wakes, until it hears of its successor; leases are to end that"]
 fn a_stopped_master_that_wakes_after_another_mount_took_over_serves_no_old_data() {
     let TakenOver {
         mut net,
@@ -300,7 +299,6 @@ fn two_data_nodes_and_a_witness_survive_either_data_node() {
 }
 
 #[test]
-#[ignore = "fails: the last copy in sync stays failed after its disk was full, until its daemon is started again"]
 fn writes_work_again_when_the_disk_under_the_last_copy_has_space_again() {
     let mut net = Net::start(3, |_| vec![]);
     create(&net, 0, "soft", PATIENT);

@@ -30,6 +30,25 @@ pub(super) const BLOCKS: u64 = 6 * 1024;
 pub(super) struct MemoryConfig {
     pub(super) state: Mutex<VolumeState>,
     pub(super) down: AtomicBool,
+    /// Swaps are not answered; the first of them is kept here, to be done later.
+    pub(super) doubt: AtomicBool,
+    pub(super) pending: Mutex<Option<(u64, Configuration)>>,
+}
+
+impl MemoryConfig {
+    /// What was not answered is done now, if it still fits.
+    pub(super) fn come_back(&self) {
+        let mut state = self.state.lock();
+        if let Some((_, new)) = self
+            .pending
+            .lock()
+            .take()
+            .filter(|(at, _)| *at == state.configuration.epoch)
+        {
+            state.configuration = new;
+        }
+        self.doubt.store(false, Ordering::SeqCst);
+    }
 }
 
 #[async_trait]
@@ -44,6 +63,10 @@ impl ConfigStore for MemoryConfig {
     async fn swap(&self, _: VolumeId, expected: u64, new: Configuration, _: &str) -> Result<(), ConfigError> {
         if self.down.load(Ordering::SeqCst) {
             return Err(ConfigError::Unavailable("down".to_owned()));
+        }
+        if self.doubt.load(Ordering::SeqCst) {
+            self.pending.lock().get_or_insert((expected, new));
+            return Err(ConfigError::Unavailable("no answer".to_owned()));
         }
         let mut state = self.state.lock();
         if state.configuration.epoch != expected {
@@ -183,6 +206,9 @@ impl Copy for FaultyCopy {
     fn close(&self) -> Result<(), CopyError> {
         self.copy.close()
     }
+    fn give_up(&self) {
+        self.copy.give_up();
+    }
 }
 
 impl Faulty {
@@ -303,6 +329,8 @@ impl Cluster {
                 attachment: 0,
             }),
             down: AtomicBool::new(false),
+            doubt: AtomicBool::new(false),
+            pending: Mutex::new(None),
         });
         Self {
             volume: VolumeId::random(),

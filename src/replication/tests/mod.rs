@@ -558,6 +558,113 @@ fn without_a_control_plane_io_goes_on_and_a_loss_waits_for_it() {
 }
 
 #[test]
+fn reads_wait_for_a_replica_that_is_away_for_a_moment_and_cost_it_nothing() {
+    let mut cluster = Cluster::new(2, 0, FailureMode::AlwaysOn);
+    let master = cluster.activate(0);
+    put(&*master, 1, 1, 1).unwrap();
+    for control_plane in [true, false] {
+        cluster.config.down.store(!control_plane, Ordering::SeqCst);
+        cluster.kill(1);
+        // Longer than any promise.
+        thread::sleep(Duration::from_secs(1));
+        let readers: Vec<_> = (0..3)
+            .map(|_| {
+                let master = Arc::clone(&master);
+                thread::spawn(move || get(&*master, 1))
+            })
+            .collect();
+        thread::sleep(Duration::from_millis(500));
+        assert!(readers.iter().all(|reader| !reader.is_finished()));
+        cluster.restart(1);
+        for reader in readers {
+            assert_eq!(reader.join().unwrap(), 1);
+        }
+        put(&*master, 1, 1, 1).unwrap();
+        cluster.config.down.store(false, Ordering::SeqCst);
+        assert!(cluster.is_in_sync(1));
+    }
+    cluster.assert_identical(&master);
+}
+
+/// The swap that ends a sync is not answered, and done later: nothing may be acknowledged meanwhile without the copy that joined.
+#[test]
+fn a_copy_of_which_it_is_not_known_whether_it_joined_holds_every_acknowledged_write() {
+    let mut cluster = Cluster::new(2, 0, FailureMode::AlwaysOn);
+    cluster.config.state.lock().io_timeout = Duration::from_millis(300);
+    let master = cluster.activate(0);
+    put(&*master, 1, 1, 1).unwrap();
+    cluster.kill(1);
+    put(&*master, 1, 2, 1).unwrap();
+    cluster.restart(1);
+    cluster.config.doubt.store(true, Ordering::SeqCst);
+    cluster.sync(&master, 1);
+    eventually("the swap is in doubt", || cluster.config.pending.lock().is_some());
+    cluster.kill(1);
+    let alone = put(&*master, 2, 7, 1);
+    cluster.config.come_back();
+    assert!(
+        alone.is_err() || !cluster.is_in_sync(1),
+        "acknowledged without a copy in sync"
+    );
+    cluster.restart(1);
+    eventually("it is known", || {
+        master.fenced().is_some() || put(&*master, 3, 8, 1).is_ok()
+    });
+    let master = if master.fenced().is_some() {
+        cluster.activate(0)
+    } else {
+        master
+    };
+    if !cluster.is_in_sync(1) {
+        cluster
+            .configuration()
+            .syncing
+            .is_empty()
+            .then(|| cluster.sync(&master, 1));
+    }
+    eventually("in sync", || cluster.joined(&master, 1));
+    cluster.assert_identical(&master);
+}
+
+#[test]
+fn a_master_that_another_one_interrupted_does_not_go_on_when_the_record_is_its_own_again() {
+    let cluster = Cluster::new(2, 0, FailureMode::Soft);
+    let old = cluster.activate(0);
+    put(&*old, 5, 1, 1).unwrap();
+    cluster.reconfigure(|configuration| configuration.master = Some(cluster.nodes[1].id));
+    let new = cluster.activate(1);
+    put(&*new, 5, 2, 1).unwrap();
+    cluster.reconfigure(|configuration| configuration.master = Some(cluster.nodes[0].id));
+    // All that it ever hears is the record of now.
+    assert!(matches!(cluster.tell(&old), Err(DeviceError::Fenced(_))));
+    assert!(old.fenced().is_some());
+    let again = cluster.activate(0);
+    assert_eq!(get(&*again, 5), 2);
+}
+
+#[test]
+fn the_only_copy_is_opened_again_after_its_disk_failed() {
+    let cluster = Cluster::new(1, 0, FailureMode::Soft);
+    let master = cluster.activate(0);
+    put(&*master, 1, 1, 1).unwrap();
+    // A closed copy answers as a failed one does.
+    cluster.nodes[0]
+        .host
+        .entry(cluster.volume)
+        .unwrap()
+        .copy()
+        .close()
+        .unwrap();
+    assert!(put(&*master, 1, 2, 1).is_err());
+    eventually("the master ends", || master.stopped().is_cancelled());
+    // The mount's device still holds the old one.
+    let again = cluster.activate(0);
+    put(&*again, 1, 3, 1).unwrap();
+    assert_eq!(get(&*again, 1), 3);
+    drop(master);
+}
+
+#[test]
 fn a_missing_copy_of_a_formatted_volume_is_never_made_anew() {
     let cluster = Cluster::new(1, 0, FailureMode::Soft);
     let master = cluster.activate(0);
