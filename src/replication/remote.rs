@@ -2,6 +2,9 @@
 //!
 //! Every call is idempotent and is repeated until it succeeds or the volume's `io.timeout` has passed. Before a call is
 //! repeated the master it goes to has ended the calls of the session before, so that an old write never lands after a new one.
+//!
+//! A call that waits asks every second whether its node still answers and whether the record still names it: a master that is cut off from
+//! its copies and from the control plane, but not from here, would keep the call until it is too late.
 
 use super::{
     env::ConfigError,
@@ -32,6 +35,8 @@ const PING: Duration = Duration::from_secs(1);
 /// A node that does not answer a ping by then is given up.
 const PING_DEADLINE: Duration = Duration::from_secs(3);
 const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
+/// Time for the record; it is asked for again.
+const READ_DEADLINE: Duration = Duration::from_secs(2);
 
 #[derive(Clone)]
 struct Link {
@@ -40,6 +45,8 @@ struct Link {
     caller: Caller,
     /// Calls that were answered.
     answered: Arc<AtomicU64>,
+    /// When the record was last asked for, so that not every call that waits asks.
+    asked: Arc<Mutex<Instant>>,
     stop: CancellationToken,
 }
 
@@ -145,6 +152,7 @@ impl RemoteDevice {
                 session: self.session.fetch_add(1, Ordering::SeqCst) + 1,
             },
             answered: Arc::default(),
+            asked: Arc::new(Mutex::new(Instant::now())),
             stop,
         };
         let open = link
@@ -160,49 +168,84 @@ impl RemoteDevice {
                 link.stop.cancel();
                 Err(later(format!("node {master} does not serve it yet")))
             }
+            Ok(Err(RemoteError::Unavailable(why))) => {
+                link.stop.cancel();
+                Err(later(why))
+            }
             Ok(Err(error)) => {
                 link.stop.cancel();
                 Err(RemoteFailure::Final(error.into()))
             }
             Err(error) => {
                 link.stop.cancel();
-                Err(later(error.to_string()))
+                Err(later(error))
             }
         }
     }
 
-    /// Waits for a call for as long as its node answers, this call's pings or other calls: a call may take long, a dead node may not.
-    async fn watched<T>(&self, link: &Link, call: impl Future<Output = Result<T, RpcError>>) -> Result<T, RpcError> {
+    /// Waits for a call for as long as its node answers, this call's pings or other calls, and is the master by the record: a call may
+    /// take long, a dead node may not. Otherwise the link is given up.
+    async fn watched<T>(&self, link: &Link, call: impl Future<Output = Result<T, RpcError>>) -> Result<T, String> {
         let call = async {
             let result = call.await;
             link.answered.fetch_add(u64::from(result.is_ok()), Ordering::Relaxed);
-            result
+            result.map_err(|error| error.to_string())
         };
         let mut call = std::pin::pin!(call);
+        tokio::select! {
+            biased;
+            result = &mut call => return result,
+            () = time::sleep(PING) => {}
+        }
+        let why = tokio::select! {
+            biased;
+            result = call => return result,
+            why = Self::silent(link) => why,
+            why = self.replaced(link) => why,
+        };
+        link.stop.cancel();
+        Err(why)
+    }
+
+    /// Returns when a link's node does not answer any more.
+    async fn silent(link: &Link) -> String {
         loop {
-            tokio::select! {
-                biased;
-                result = &mut call => return result,
-                () = time::sleep(PING) => {}
-            }
             let before = link.answered.load(Ordering::Relaxed);
             // Limited here too: a call can wait before it is sent, and the deadline in it counts only then.
             let ping = time::timeout(PING_DEADLINE, link.client.ping(within(PING_DEADLINE)));
-            let answer = tokio::select! {
-                biased;
-                result = &mut call => return result,
-                answer = ping => answer.unwrap_or(Err(RpcError::DeadlineExceeded)),
-            };
-            match answer {
+            match ping.await.unwrap_or(Err(RpcError::DeadlineExceeded)) {
                 Ok(()) => {}
                 // The ping may wait behind much data on a slow link.
                 Err(RpcError::DeadlineExceeded) if link.answered.load(Ordering::Relaxed) != before => {}
-                Err(error) => {
-                    link.stop.cancel();
-                    return Err(error);
-                }
+                Err(error) => return error.to_string(),
             }
+            time::sleep(PING).await;
         }
+    }
+
+    /// Returns when the record names another master than a link's.
+    async fn replaced(&self, link: &Link) -> String {
+        loop {
+            if let Some(why) = self.successor(link).await {
+                return why;
+            }
+            time::sleep(PING).await;
+        }
+    }
+
+    /// Who is the master by the record, if somebody asked now and it is another one than a link's.
+    async fn successor(&self, link: &Link) -> Option<String> {
+        {
+            let mut asked = link.asked.lock();
+            if asked.elapsed() < PING {
+                return None;
+            }
+            *asked = Instant::now();
+        }
+        let read = time::timeout(READ_DEADLINE, self.environment.config.read(self.volume));
+        // Without a control plane there is no new master either.
+        let master = read.await.ok()?.ok()?.configuration.master?;
+        (master != link.master).then(|| format!("node {master} is the master now"))
     }
 
     /// Repeats a call until it succeeds, fails for good, or `io.timeout` has passed.
@@ -211,6 +254,8 @@ impl RemoteDevice {
         call: impl AsyncFn(&Link, Duration) -> Result<Result<T, RemoteError>, RpcError>,
     ) -> Result<T, DeviceError> {
         let started = Instant::now();
+        // Why the master could not, says more than that the time is over.
+        let mut reason: Option<String> = None;
         loop {
             let left = self.io_timeout.saturating_sub(started.elapsed());
             let why = match self.connected().await {
@@ -220,10 +265,18 @@ impl RemoteDevice {
                         self.drop_link(&link);
                         format!("node {} is not its master any more", link.master)
                     }
+                    Ok(Err(RemoteError::Unavailable(why))) => {
+                        // Another one may be able to serve it.
+                        if self.successor(&link).await.is_some() {
+                            self.drop_link(&link);
+                        }
+                        reason.insert(why).clone()
+                    }
                     Ok(Err(error)) => return Err(error.into()),
-                    Err(error) => {
+                    Err(why) => {
                         self.drop_link(&link);
-                        format!("node {}: {error}", link.master)
+                        let lost = format!("node {}: {why}", link.master);
+                        reason.take().unwrap_or(lost)
                     }
                 },
                 Err(RemoteFailure::Final(error)) => return Err(error),

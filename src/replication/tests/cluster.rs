@@ -99,6 +99,11 @@ impl Peers for Addresses {
 }
 
 impl Addresses {
+    /// The same addresses, for one who is to have networks of its own.
+    pub(super) fn apart(&self) -> Self {
+        Self(Mutex::new(self.0.lock().clone()))
+    }
+
     /// Puts a network between a node and those that connect to it from now on. When it turns `silent` nothing arrives any more, and
     /// nobody is told: connections stay open.
     pub(super) fn through_a_network(&self, node: NodeId, silent: &Arc<AtomicBool>) {

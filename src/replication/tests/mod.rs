@@ -8,7 +8,7 @@ use crate::{
     block::{BLOCK_SIZE, BlockDevice, DeviceError, EXTENT_BLOCKS, Write, sums_of},
     volume::{EventKind, FailureMode},
 };
-use cluster::{BLOCKS, Cluster, LONG, eventually, filled, get, put};
+use cluster::{BLOCKS, Cluster, LONG, MemoryConfig, eventually, filled, get, put};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::{
     fs::OpenOptions,
@@ -757,6 +757,102 @@ fn a_remote_device_leaves_a_master_that_falls_silent() {
     assert!(started.elapsed() < LONG, "after {:?}", started.elapsed());
     assert_eq!(get(&*new, 1), 2);
     old.stop();
+}
+
+/// Activates the first node's master where it can be cut off from its copies and from the record, by what it returns; others still reach it.
+fn activate_cut_off(cluster: &Cluster, io_timeout: Duration) -> (Arc<Master>, impl FnOnce() + use<>) {
+    let mut state = cluster.state();
+    state.io_timeout = io_timeout;
+    let config = Arc::new(MemoryConfig {
+        state: parking_lot::Mutex::new(state),
+        down: AtomicBool::new(false),
+    });
+    let silent = Arc::new(AtomicBool::new(false));
+    let addresses = cluster.addresses.apart();
+    for node in &cluster.nodes[1..] {
+        addresses.through_a_network(node.id, &silent);
+    }
+    let environment = Environment {
+        config: Arc::clone(&config) as Arc<dyn ConfigStore>,
+        peers: Arc::new(addresses),
+        ..cluster.environment()
+    };
+    let host = &cluster.nodes[0].host;
+    let activated = Master::activate(cluster.volume, host, &environment, cluster.options);
+    let master = cluster.runtime.block_on(activated).unwrap();
+    cluster.config.state.lock().formatted = true;
+    (master, move || {
+        config.down.store(true, Ordering::SeqCst);
+        silent.store(true, Ordering::SeqCst);
+    })
+}
+
+/// Makes the second node the master, as the controller does when it hears nothing of the first.
+fn promote_second(cluster: &Cluster) -> Arc<Master> {
+    let (dead, heir) = (cluster.nodes[0].id, cluster.nodes[1].id);
+    cluster.reconfigure(|configuration| {
+        configuration.master = Some(heir);
+        configuration.in_sync.remove(&dead);
+    });
+    cluster.activate(1)
+}
+
+#[test]
+fn a_remote_device_leaves_a_master_that_only_it_still_reaches() {
+    let cluster = Cluster::new(2, 1, FailureMode::AlwaysOn);
+    let (old, cut_off) = activate_cut_off(&cluster, LONG);
+    let device = remote(&cluster, 2, 1).unwrap();
+    put(&device, 1, 1, 1).unwrap();
+    cut_off();
+    thread::scope(|scope| {
+        let started = Instant::now();
+        let writers: Vec<_> = (1..4)
+            .map(|block| {
+                let device = &device;
+                scope.spawn(move || put(device, block, 2, 1))
+            })
+            .collect();
+        let new = promote_second(&cluster);
+        for writer in writers {
+            writer.join().unwrap().unwrap();
+        }
+        assert!(started.elapsed() < LONG / 3, "after {:?}", started.elapsed());
+        assert_eq!((1..4).map(|block| get(&*new, block)).collect::<Vec<_>>(), [2, 2, 2]);
+    });
+    old.stop();
+}
+
+#[test]
+fn a_remote_device_tries_again_when_a_master_says_that_its_volume_is_unavailable() {
+    for promoted in [true, false] {
+        let mut cluster = Cluster::new(2, 1, FailureMode::AlwaysOn);
+        let soon = Duration::from_millis(300);
+        (cluster.options.replica_deadline, cluster.options.reconnect_deadline) = (soon, soon);
+        let (old, cut_off) = activate_cut_off(&cluster, soon);
+        let io_timeout = if promoted { LONG } else { Duration::from_secs(3) };
+        cluster.config.state.lock().io_timeout = io_timeout;
+        let device = remote(&cluster, 2, 1).unwrap();
+        cut_off();
+        let started = Instant::now();
+        let result = thread::scope(|scope| {
+            let writer = scope.spawn(|| put(&device, 1, 2, 1));
+            thread::sleep(Duration::from_secs(2));
+            if promoted {
+                promote_second(&cluster);
+            }
+            writer.join().unwrap()
+        });
+        if promoted {
+            result.unwrap();
+        } else {
+            // At the end of its time it says what the master said.
+            let error = result.unwrap_err();
+            assert!(matches!(error, DeviceError::Unavailable(_)), "{error}");
+            assert!(error.to_string().contains("control plane is unavailable"), "{error}");
+            assert!(started.elapsed() >= io_timeout, "after {:?}", started.elapsed());
+        }
+        old.stop();
+    }
 }
 
 #[test]
