@@ -2,12 +2,14 @@
 //!
 //! A port that refuses connections is a surer sign than silence, so the random part of the election timeout need not be waited for. The
 //! time in which no voter elects another leader is waited for; the voters then stand one after another, so that they do not split the vote.
+//! A leader that is heard is not gone, even if its recorded address refuses connections from here.
 
 use super::Inner;
 use crate::rpc::refuses;
 use crate::volume::NodeId;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// Between two looks.
 const TICK: Duration = Duration::from_millis(100);
@@ -24,8 +26,9 @@ pub(super) async fn run(inner: Arc<Inner>) {
                 .or(Some((leader, Instant::now()))),
             None => None,
         };
+        let heard = *inner.heard.lock();
         if let Some((leader, since)) = gone
-            && since.elapsed() >= turn(&inner, leader)
+            && heard.map_or(since, |heard| since.max(heard)).elapsed() >= turn(&inner, leader)
         {
             tracing::info!(%leader, "the leader's daemon is gone, standing for election");
             if let Err(error) = inner.core().raft.trigger().elect().await {

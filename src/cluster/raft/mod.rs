@@ -755,19 +755,16 @@ impl Server {
         ))
     }
 
-    /// Takes note of a leader's message that passed the check.
-    fn heard<T>(&self, answer: Result<T, String>) -> Result<T, String> {
-        if answer.is_ok() {
-            *self.store.inner.heard.lock() = Some(Instant::now());
-        }
-        answer
+    /// [`Self::check`] for a leader's message: it has been heard as soon as it is here, however long Raft works on it.
+    fn hear(&self, to: NodeId, of: Incarnation) -> Result<(), String> {
+        self.check(to, of)?;
+        *self.store.inner.heard.lock() = Some(Instant::now());
+        Ok(())
     }
 
-    /// Decodes a message of Raft's that passes the check, gives it to Raft, encodes the answer.
+    /// Decodes a message of Raft's that passed the check, gives it to Raft, encodes the answer.
     async fn pass<Req, Resp, F>(
         &self,
-        to: NodeId,
-        of: Incarnation,
         request: Payload,
         call: impl FnOnce(Arc<Core>, Req) -> F,
     ) -> Result<Payload, String>
@@ -776,7 +773,6 @@ impl Server {
         Resp: Serialize,
         F: Future<Output = Resp>,
     {
-        self.check(to, of)?;
         let core = self.store.inner.core();
         let request = postcard::from_bytes(&request).map_err(|e| e.to_string())?;
         let answer = call(core, request).await;
@@ -794,20 +790,17 @@ impl Control for Server {
         of: Incarnation,
         request: Payload,
     ) -> Result<Payload, String> {
-        let answer = self.pass(to, of, request, |core, request| async move {
+        self.hear(to, of)?;
+        self.pass(request, |core, request| async move {
             core.raft.append_entries(request).await
-        });
-        self.heard(answer.await)
+        })
+        .await
     }
 
     async fn vote(self, _: Context, to: NodeId, of: Incarnation, request: Payload) -> Result<Payload, String> {
-        self.pass(
-            to,
-            of,
-            request,
-            |core, request| async move { core.raft.vote(request).await },
-        )
-        .await
+        self.check(to, of)?;
+        self.pass(request, |core, request| async move { core.raft.vote(request).await })
+            .await
     }
 
     async fn install_snapshot(
@@ -817,10 +810,11 @@ impl Control for Server {
         of: Incarnation,
         request: Payload,
     ) -> Result<Payload, String> {
-        let answer = self.pass(to, of, request, |core, request| async move {
+        self.hear(to, of)?;
+        self.pass(request, |core, request| async move {
             core.raft.install_snapshot(request).await
-        });
-        self.heard(answer.await)
+        })
+        .await
     }
 
     async fn propose(self, _: Context, command: Command) -> Result<Answer, Refusal> {
