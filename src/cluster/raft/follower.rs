@@ -26,9 +26,10 @@ pub(super) async fn run(inner: Arc<Inner>) {
                 .or(Some((leader, Instant::now()))),
             None => None,
         };
-        let heard = *inner.heard.lock();
+        let (heard, woke) = (*inner.heard.lock(), inner.beat());
         if let Some((leader, since)) = gone
-            && heard.map_or(since, |heard| since.max(heard)).elapsed() >= turn(&inner, leader)
+            // A sign of before this process stood still is none.
+            && Some(since).max(heard).max(woke).is_some_and(|since| since.elapsed() >= turn(&inner, leader))
         {
             tracing::info!(%leader, "the leader's daemon is gone, standing for election");
             if let Err(error) = inner.core().raft.trigger().elect().await {

@@ -1,6 +1,7 @@
 //! What the leader does beside replicating: it ends leases that ran out, notices killed nodes, and looks after who votes.
 //!
-//! A new leader knows nothing of the keepalives before it, so it gives every lease its full time. A node's lease is ended early when
+//! A new leader knows nothing of the keepalives before it, so it gives every lease its full time, and so does one whose process stood
+//! still: it has yet to read the keepalives that came meanwhile. A node's lease is ended early when
 //! its daemon's port refuses connections twice in a row: a killed process is noticed in a second or two, long before the lease runs
 //! out. Ending a lease too early is safe: what a node may do is fenced by epochs, not by its lease.
 //!
@@ -67,6 +68,8 @@ struct Notes {
     refused: BTreeMap<NodeId, u32>,
     /// Since when a member has not been alive.
     dead_since: BTreeMap<NodeId, Instant>,
+    /// When this process last stood still, as far as leases were told.
+    woke: Option<tokio::time::Instant>,
 }
 
 /// Runs until the store stops.
@@ -99,6 +102,11 @@ pub(super) async fn run(inner: Arc<Inner>) {
 }
 
 async fn round(inner: &Inner, notes: &mut Notes) {
+    let woke = inner.beat();
+    if woke != notes.woke {
+        notes.woke = woke;
+        *inner.leases.lock() = Leases::default();
+    }
     let expired = {
         let leases = inner.core().machine.kv().leases().clone();
         inner.leases.lock().expired(&leases)

@@ -19,6 +19,7 @@ mod follower;
 mod leader;
 mod machine;
 mod network;
+mod pulse;
 mod recover;
 mod service;
 mod standing;
@@ -43,6 +44,7 @@ use network::Peers;
 use openraft::error::{ForwardToLeader, RaftError};
 use openraft::{BasicNode, ChangeMembers, Config, Membership, ServerState, SnapshotPolicy, TryAsRef};
 use parking_lot::{Mutex, RwLock};
+use pulse::Pulse;
 use serde::{Serialize, de::DeserializeOwned};
 use service::{Control, ControlClient, Incarnation, Refusal, Standing};
 use std::collections::{BTreeMap, BTreeSet};
@@ -113,6 +115,8 @@ struct Inner {
     expelled: OnceLock<String>,
     /// When a leader last sent something.
     heard: Mutex<Option<Instant>>,
+    /// Whether this process stood still.
+    pulse: Mutex<Pulse>,
     leader: watch::Sender<bool>,
     /// Belongs to a cluster: made one, joined one, or did so before the last restart.
     member: AtomicBool,
@@ -205,11 +209,13 @@ impl RaftStore {
             retiring: Mutex::default(),
             expelled: OnceLock::new(),
             heard: Mutex::new(None),
+            pulse: Mutex::new(Pulse::new(Instant::now())),
             leader: watch::Sender::new(false),
             stop: CancellationToken::new(),
         });
         tokio::spawn(leader::run(inner.clone()));
         tokio::spawn(follower::run(inner.clone()));
+        tokio::spawn(pulse::run(inner.clone()));
         let store = Self { inner };
         tokio::spawn(standing::run(store.clone()));
         if member {

@@ -8,7 +8,11 @@ use openraft::Membership;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -49,6 +53,11 @@ struct Nodes {
 
 impl Nodes {
     async fn start(count: u8) -> Self {
+        Self::start_with(count, None).await
+    }
+
+    /// One of them apart, if so given.
+    async fn start_with(count: u8, apart: Option<(u8, &Apart)>) -> Self {
         let mut nodes = Self {
             cluster: ClusterId::random(),
             directory: tempfile::tempdir().unwrap(),
@@ -58,7 +67,10 @@ impl Nodes {
             let id = NodeId::from_bytes([i + 1; 16]);
             let directory = nodes.directory.path().join(i.to_string());
             let identity = Identity::new(id, (i == 0).then_some(nodes.cluster));
-            let member = Self::open(id, directory, "127.0.0.1:0", identity.clone()).await;
+            let member = match apart.filter(|(index, _)| *index == i) {
+                Some((_, apart)) => apart.open(id, directory, identity.clone()).await,
+                None => Self::open(id, directory, "127.0.0.1:0", identity.clone(), None).await,
+            };
             if i == 0 {
                 member.store.initialise().await.unwrap();
             } else {
@@ -70,9 +82,18 @@ impl Nodes {
         nodes
     }
 
-    async fn open(id: NodeId, directory: PathBuf, bind: &str, identity: Identity) -> Member {
+    async fn open(
+        id: NodeId,
+        directory: PathBuf,
+        bind: &str,
+        identity: Identity,
+        held: Option<Arc<AtomicBool>>,
+    ) -> Member {
         let builder = Server::bind(bind, identity.clone()).await.unwrap();
-        let address = builder.local_address().unwrap().to_string();
+        let mut address = builder.local_address().unwrap().to_string();
+        if let Some(held) = held {
+            address = network(address, held).await;
+        }
         let store = RaftStore::open(&directory, identity, &address, settings())
             .await
             .unwrap();
@@ -117,7 +138,7 @@ impl Nodes {
     async fn restart(&mut self, index: usize, (id, directory, _): (NodeId, PathBuf, String)) {
         // At another address: the members learn it.
         let identity = Identity::new(id, Some(self.cluster));
-        self.members[index] = Some(Self::open(id, directory, "127.0.0.1:0", identity).await);
+        self.members[index] = Some(Self::open(id, directory, "127.0.0.1:0", identity, None).await);
     }
 
     /// Every member says it is alive, so that the leader lets it vote.
@@ -257,6 +278,117 @@ async fn a_leader_that_is_heard_stays_even_if_its_address_refuses_connections() 
         let now = member.store.status();
         assert_eq!((now.leader, now.term), (before.leader, before.term));
     }
+}
+
+/// Where a node can stand still, as one whose machine is paused.
+struct Apart {
+    /// Of one thread. Never dropped, which an asynchronous test may not do.
+    runtime: &'static tokio::runtime::Runtime,
+    /// Whether what is sent to the node waits.
+    held: Arc<AtomicBool>,
+}
+
+impl Apart {
+    fn new() -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build();
+        Self {
+            runtime: Box::leak(Box::new(runtime.unwrap())),
+            held: Arc::default(),
+        }
+    }
+
+    async fn open(&self, id: NodeId, directory: PathBuf, identity: Identity) -> Member {
+        let opened = Nodes::open(id, directory, "127.0.0.1:0", identity, Some(self.held.clone()));
+        self.runtime.spawn(opened).await.unwrap()
+    }
+
+    /// The node does nothing for a while, and what was sent to it arrives a little later.
+    async fn stand_still(&self, time: Duration) {
+        self.held.store(true, Ordering::SeqCst);
+        let still = self.runtime.spawn(async move { std::thread::sleep(time) });
+        still.await.unwrap();
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        self.held.store(false, Ordering::SeqCst);
+    }
+}
+
+/// A network before an address; the answer is how it is reached.
+async fn network(to: String, held: Arc<AtomicBool>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let here = listener.local_addr().unwrap().to_string();
+    tokio::spawn(async move {
+        while let Ok((near, _)) = listener.accept().await {
+            if let Ok(far) = TcpStream::connect(&to).await {
+                let ((near_in, near_out), (far_in, far_out)) = (near.into_split(), far.into_split());
+                tokio::spawn(pass_on(near_in, far_out, held.clone()));
+                tokio::spawn(pass_on(far_in, near_out, held.clone()));
+            }
+        }
+    });
+    here
+}
+
+async fn pass_on(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, held: Arc<AtomicBool>) {
+    let mut buffer = vec![0; 65536];
+    while let Ok(length @ 1..) = from.read(&mut buffer).await {
+        while held.load(Ordering::SeqCst) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        if to.write_all(&buffer[..length]).await.is_err() {
+            return;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_voter_that_stood_still_leaves_its_leader_alone() {
+    let apart = Apart::new();
+    let nodes = Nodes::start_with(3, Some((2, &apart))).await;
+    nodes.all_vote().await;
+    let before = nodes.get(0).store.status();
+    assert_eq!(before.leader, Some(nodes.get(0).id));
+    apart.stand_still(5 * settings().election).await;
+    tokio::time::sleep(2 * settings().election).await;
+    for member in nodes.members.iter().flatten() {
+        let now = member.store.status();
+        assert_eq!((now.leader, now.term), (before.leader, before.term));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_stood_still_ends_no_lease_that_was_kept_meanwhile() {
+    let apart = Apart::new();
+    let nodes = Nodes::start_with(2, Some((0, &apart))).await;
+    let store = nodes.get(1).store.clone();
+    let ttl = Duration::from_secs(2);
+    let lease = store.grant(ttl).await.unwrap();
+    let keeper = tokio::spawn(async move {
+        while store.keep_alive(lease).await.unwrap() {
+            tokio::time::sleep(ttl / 10).await;
+        }
+    });
+    tokio::time::sleep(ttl / 2).await;
+    apart.stand_still(ttl + ttl / 2).await;
+    tokio::time::sleep(ttl / 2).await;
+    assert!(nodes.get(1).store.keep_alive(lease).await.unwrap());
+    assert!(!keeper.is_finished());
+    // One that nobody keeps ends in its time.
+    keeper.abort();
+    eventually("the lease has ended", || async {
+        !nodes
+            .get(0)
+            .store
+            .inner
+            .core()
+            .machine
+            .kv()
+            .leases()
+            .contains_key(&lease)
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
