@@ -7,7 +7,7 @@ use crate::volume::NodeId;
 use openraft::error::{
     InstallSnapshotError, NetworkError, PayloadTooLarge, RPCError, RaftError, RemoteError, Unreachable,
 };
-use openraft::network::RPCOption;
+use openraft::network::{Backoff, RPCOption};
 use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, InstallSnapshotResponse, VoteRequest,
     VoteResponse,
@@ -25,6 +25,8 @@ const MAX_PEERS: usize = 256;
 const SMALL: u64 = 4;
 /// Time to open a connection.
 const CONNECT: Duration = Duration::from_secs(2);
+/// Between attempts to reach a node: a voter that restarts must hear its leader before it stands for election.
+const AGAIN: Duration = Duration::from_millis(200);
 
 type ControlPeer = Arc<Peer<ControlRequest, ControlResponse>>;
 type Failure<E> = RPCError<NodeId, BasicNode, RaftError<NodeId, E>>;
@@ -175,5 +177,9 @@ impl RaftNetwork<TypeConfig> for Link {
         option: RPCOption,
     ) -> Result<VoteResponse<NodeId>, RPCError<NodeId, BasicNode, RaftError<NodeId>>> {
         self.call(Call::Vote, &request, &option).await
+    }
+
+    fn backoff(&self) -> Backoff {
+        Backoff::new(std::iter::repeat(AGAIN))
     }
 }
