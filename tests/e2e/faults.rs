@@ -321,6 +321,36 @@ fn writes_work_again_when_the_disk_under_the_last_copy_has_space_again() {
     net.verify_identical("data", 1);
 }
 
+#[test]
+fn a_node_whose_disk_was_full_takes_part_in_the_control_plane_again() {
+    let mut net = Net::start(3, |_| vec![]);
+    let make = |net: &Net, node: usize, name: &str| net.nodes[node].cli(&["namespace", "create", name]);
+    net.fill(1);
+    for n in 0..5 {
+        make(&net, 0, &format!("a{n}")).ok();
+    }
+    eventually("its replica has stopped", || {
+        net.nodes[1]
+            .log()
+            .contains("replica of the control plane stopped")
+            .then_some(())
+    });
+    net.free(1);
+    eventually("changes work through it", || {
+        (make(&net, 1, "b").code == 0).then_some(())
+    });
+    // Without the third node it is needed for a majority.
+    net.nodes[2].kill();
+    make(&net, 0, "c").ok();
+    let listed = net.nodes[1].cli(&["namespace", "ls", "-q"]).ok();
+    assert!(
+        ["a4", "b", "c"]
+            .iter()
+            .all(|name| listed.lines().any(|line| line == *name)),
+        "{listed}"
+    );
+}
+
 /// What is done to a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {

@@ -15,6 +15,7 @@ use openraft::{
     AnyError, BasicNode, CommittedLeaderId, EntryPayload, ErrorSubject, ErrorVerb, Membership, RaftLogReader,
     StorageIOError, Vote,
 };
+use parking_lot::RwLock;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Serialize, de::DeserializeOwned};
 use std::collections::{BTreeMap, BTreeSet};
@@ -42,7 +43,9 @@ const VERSION: u32 = 1;
 /// The database; clones share it.
 #[derive(Clone)]
 pub(super) struct Disk {
-    database: Arc<Database>,
+    /// None while it could not be opened again.
+    database: Arc<RwLock<Option<Arc<Database>>>>,
+    file: Arc<Path>,
     generation: u64,
     current: Arc<AtomicU64>,
 }
@@ -89,7 +92,8 @@ impl Disk {
         txn.open_table(META)?;
         txn.commit()?;
         Ok(Self {
-            database: Arc::new(database),
+            database: Arc::new(RwLock::new(Some(Arc::new(database)))),
+            file: file.into(),
             generation: 0,
             current: Arc::default(),
         })
@@ -99,14 +103,33 @@ impl Disk {
     pub(super) fn successor(&self) -> Self {
         Self {
             database: self.database.clone(),
+            file: self.file.clone(),
             generation: self.current.fetch_add(1, Ordering::SeqCst) + 1,
             current: self.current.clone(),
         }
     }
 
+    /// Opens the file again after an error, as after a crash. Handles of before use it too. Fails while the disk takes no writes.
+    pub(super) fn reopen(&self) -> Result<(), AnyError> {
+        let mut database = self.database.write();
+        // The file can be open once only.
+        database.take();
+        let opened = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| Self::open_file(&self.file)));
+        let opened = opened
+            .map_err(|_| AnyError::error("the file is damaged"))?
+            .map_err(any)?;
+        *database = opened.database.write().take();
+        Ok(())
+    }
+
+    fn database(&self) -> Result<Arc<Database>, AnyError> {
+        let database = self.database.read().clone();
+        database.ok_or_else(|| AnyError::error("the control store is not open"))
+    }
+
     /// redb lets one write at a time in: what was begun before a succession ends before the successor's first.
     fn begin_write(&self) -> Result<redb::WriteTransaction, AnyError> {
-        let txn = self.database.begin_write().map_err(any)?;
+        let txn = self.database()?.begin_write().map_err(any)?;
         if self.current.load(Ordering::SeqCst) == self.generation {
             Ok(txn)
         } else {
@@ -195,7 +218,7 @@ impl Disk {
 
     /// A value of the meta table.
     pub(super) fn read<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, AnyError> {
-        let txn = self.database.begin_read().map_err(any)?;
+        let txn = self.database()?.begin_read().map_err(any)?;
         let table = txn.open_table(META).map_err(any)?;
         let value = table.get(key).map_err(any)?;
         value.map(|v| postcard::from_bytes(v.value()).map_err(any)).transpose()
@@ -241,7 +264,7 @@ impl Disk {
     }
 
     fn entries(&self, range: impl RangeBounds<u64>) -> Result<Vec<Entry>, AnyError> {
-        let txn = self.database.begin_read().map_err(any)?;
+        let txn = self.database()?.begin_read().map_err(any)?;
         let log = txn.open_table(LOG).map_err(any)?;
         let rows = log.range(range).map_err(any)?;
         rows.map(|row| postcard::from_bytes(row.map_err(any)?.1.value()).map_err(any))
@@ -249,7 +272,7 @@ impl Disk {
     }
 
     fn last(&self) -> Result<Option<Entry>, AnyError> {
-        let txn = self.database.begin_read().map_err(any)?;
+        let txn = self.database()?.begin_read().map_err(any)?;
         let log = txn.open_table(LOG).map_err(any)?;
         let last = log.last().map_err(any)?;
         last.map(|(_, bytes)| postcard::from_bytes(bytes.value()).map_err(any))

@@ -21,6 +21,7 @@ mod machine;
 mod network;
 mod pulse;
 mod recover;
+mod revive;
 mod service;
 mod standing;
 #[cfg(test)]
@@ -218,6 +219,7 @@ impl RaftStore {
         tokio::spawn(pulse::run(inner.clone()));
         let store = Self { inner };
         tokio::spawn(standing::run(store.clone()));
+        tokio::spawn(revive::run(store.clone()));
         if member {
             tokio::spawn(store.clone().announce_address());
         }

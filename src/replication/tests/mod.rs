@@ -766,6 +766,8 @@ fn activate_cut_off(cluster: &Cluster, io_timeout: Duration) -> (Arc<Master>, im
     let config = Arc::new(MemoryConfig {
         state: parking_lot::Mutex::new(state),
         down: AtomicBool::new(false),
+        doubt: AtomicBool::new(false),
+        pending: parking_lot::Mutex::new(None),
     });
     let silent = Arc::new(AtomicBool::new(false));
     let addresses = cluster.addresses.apart();
