@@ -33,6 +33,8 @@ use tokio_util::sync::CancellationToken;
 /// First pause after a failed attempt to connect; doubles up to [`MAX_PAUSE`].
 const MIN_PAUSE: Duration = Duration::from_millis(20);
 const MAX_PAUSE: Duration = Duration::from_secs(1);
+/// How long the other end's system may leave all of what was sent without an answer.
+const UNTAKEN: Duration = Duration::from_secs(5);
 
 /// Why a connection could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +63,15 @@ pub enum ConnectError {
     },
 }
 
+/// Sets what every connection of ours has: small messages go at once, and one whose bytes nobody takes breaks, rather than wait for
+/// TCP's next attempt, which comes ever later, when the link works again.
+pub(super) fn prepare(socket: &TcpStream) -> io::Result<()> {
+    socket.set_nodelay(true)?;
+    // A few thousand: they fit.
+    rustix::net::sockopt::set_tcp_user_timeout(socket, UNTAKEN.as_millis() as u32)?;
+    Ok(())
+}
+
 /// Opens a connection of `kind` to `address` (`HOST:PORT`), hello included, within `deadline`.
 ///
 /// # Errors
@@ -77,7 +88,7 @@ pub async fn connect(
     };
     let open = async {
         let mut socket = TcpStream::connect(address).await.map_err(io)?;
-        socket.set_nodelay(true).map_err(io)?;
+        prepare(&socket).map_err(io)?;
         let remote = socket.peer_addr().map_err(io)?;
         let hello = Hello::new(identity, kind as u8).encode();
         socket.write_all(&hello).await.map_err(io)?;

@@ -6,6 +6,7 @@
 use super::{
     hello::{Hello, Identity, Kind, LENGTH, Refusal},
     lanes,
+    peer::prepare,
     transport::{Socket, Transport},
 };
 use crate::volume::{ClusterId, NodeId};
@@ -241,7 +242,7 @@ async fn greet(
     handlers: &HashMap<u8, (Kind, Handler)>,
     refuse: Option<Refusal>,
 ) -> io::Result<Option<(Hello, Kind, Handler)>> {
-    socket.set_nodelay(true)?;
+    prepare(socket)?;
     let mut bytes = [0; LENGTH];
     socket.read_exact(&mut bytes).await?;
     let hello =
