@@ -427,7 +427,11 @@ impl Scene {
     fn choose(&self, random: &mut SmallRng) -> Vec<Planned> {
         let mut planned: Vec<Planned> = Vec::new();
         let wanted = random.random_range(1..=3);
-        while planned.len() < wanted {
+        // After some there may be no further one that is allowed.
+        for _ in 0..1000 {
+            if planned.len() == wanted {
+                break;
+            }
             let fault = match random.random_range(0..9) {
                 0 => Fault::Kill,
                 1 => Fault::Restart,
@@ -454,6 +458,7 @@ impl Scene {
                 });
             }
         }
+        assert!(!planned.is_empty(), "one fault alone is always allowed");
         planned
     }
 }
