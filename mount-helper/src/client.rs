@@ -280,7 +280,8 @@ pub struct UnmountFlags {
 /// # Errors
 /// See [`MountError`]; after [`MountError::NotClosed`] it is unmounted.
 pub fn unmount(target: &Path, flags: UnmountFlags, socket: Option<&Path>) -> Result<(), MountError> {
-    let mount = find(target)?;
+    let before = mountinfo::read().map_err(|e| kernel("/proc/self/mountinfo", e))?;
+    let mount = find(&before, target)?;
     let records = Path::new(record::DIRECTORY);
     let known = record::read(records, &mount);
     let mut how = rustix::mount::UnmountFlags::NOFOLLOW;
@@ -298,21 +299,21 @@ pub fn unmount(target: &Path, flags: UnmountFlags, socket: Option<&Path>) -> Res
     // A note that stays is ignored.
     let _ = utab::remove(Path::new(utab::DIRECTORY), &mount.mountpoint);
     // Other mounts of the same (a bind mount) keep it alive: nothing to wait for.
-    let alive = mountinfo::read().is_ok_and(|all| all.iter().any(|m| m.device == mount.device));
-    if alive {
+    if mountinfo::read().is_ok_and(|after| mountinfo::still_shared(&before, &mount, &after)) {
         return Ok(());
+    }
+    if let Some(record) = &known {
+        record::remove(records, &mount.device, record);
     }
     let (socket, mountpoint) = match known {
         Some(record) if socket.is_none() => (record.socket, record.mountpoint),
         _ => (protocol::mount_socket(&api_socket(socket)), mount.mountpoint.clone()),
     };
-    record::remove(records, &mount.device);
     wait_closed(&socket, &mount.source, &mountpoint, flags)
 }
 
 /// The topmost mount of ours at a path, or with this source.
-fn find(target: &Path) -> Result<Mount, MountError> {
-    let table = mountinfo::read().map_err(|e| kernel("/proc/self/mountinfo", e))?;
+fn find(table: &[Mount], target: &Path) -> Result<Mount, MountError> {
     // Compared as it stands first: resolving a path asks the mount itself, which may be dead.
     let absolute = std::path::absolute(target).unwrap_or_else(|_| target.to_owned());
     let at = |path: &Path| table.iter().rfind(|m| m.mountpoint == path);

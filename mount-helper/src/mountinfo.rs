@@ -44,6 +44,16 @@ fn parse_line(line: &str) -> Option<Mount> {
     })
 }
 
+/// Whether one of the mounts that shared `mount`'s file system `before` it was unmounted (a bind mount, say) is still there. The device
+/// number alone does not say it: the kernel gives a free one to the next mount of anybody.
+#[must_use]
+pub fn still_shared(before: &[Mount], mount: &Mount, after: &[Mount]) -> bool {
+    let same: Vec<&Mount> = before.iter().filter(|m| m.device == mount.device).collect();
+    // One of them is the mount itself; another one at the same place, with the same source, is not told apart from it.
+    let stayed = after.iter().filter(|m| same.contains(m)).count();
+    stayed > 0 && same.len() > 1
+}
+
 /// Space, tab, newline and backslash stand in the table as `\NNN`, octal.
 fn unescape(field: &str) -> Vec<u8> {
     let bytes = field.as_bytes();
@@ -109,6 +119,27 @@ nonsense
         );
         assert_eq!(mounts[2].source, "other/v\\x");
         assert_eq!(mounts[3].fs_type, "tmpfs");
+    }
+
+    #[test]
+    fn a_number_that_another_mount_got_meanwhile_keeps_nothing_alive() {
+        let mounts = parse(TABLE);
+        let mine = &mounts[1];
+        let mut bound = mine.clone();
+        bound.mountpoint = "/bound".into();
+        let mut stranger = mounts[3].clone();
+        stranger.device.clone_from(&mine.device);
+        let alone = [mine.clone()];
+        assert!(!still_shared(&alone, mine, &[]));
+        assert!(!still_shared(&alone, mine, &[stranger.clone()]));
+        let mut next = mine.clone();
+        next.source = "default/next".into();
+        assert!(!still_shared(&alone, mine, &[next]));
+        let both = [mine.clone(), bound.clone()];
+        assert!(still_shared(&both, mine, &[stranger.clone(), bound]));
+        assert!(!still_shared(&both, mine, &[stranger]));
+        // Mounted twice at one place: the lower one is still there.
+        assert!(still_shared(&[mine.clone(), mine.clone()], mine, &alone));
     }
 
     #[test]

@@ -40,16 +40,21 @@ pub fn write(directory: &Path, device: &str, record: &Record) -> io::Result<()> 
 /// The record of a mount, if there is one that fits.
 #[must_use]
 pub fn read(directory: &Path, mount: &Mount) -> Option<Record> {
-    let text = std::fs::read(path(directory, &mount.device)).ok()?;
-    let record: Record = serde_json::from_slice(&text).ok()?;
+    let record = load(directory, &mount.device)?;
     // A mount may have been moved, but a volume's name stays.
     (record.volume == mount.source).then_some(record)
 }
 
-/// Forgets a mount.
-pub fn remove(directory: &Path, device: &str) {
-    // A record that stays is overwritten when its device number is used again.
-    let _ = std::fs::remove_file(path(directory, device));
+/// Forgets a mount that is gone. The record of another one that got its device number meanwhile stays.
+pub fn remove(directory: &Path, device: &str, record: &Record) {
+    if load(directory, device).as_ref() == Some(record) {
+        // A record that stays is overwritten when its device number is used again.
+        let _ = std::fs::remove_file(path(directory, device));
+    }
+}
+
+fn load(directory: &Path, device: &str) -> Option<Record> {
+    serde_json::from_slice(&std::fs::read(path(directory, device)).ok()?).ok()
 }
 
 #[cfg(test)]
@@ -72,10 +77,17 @@ mod tests {
         };
         assert_eq!(read(directory.path(), &mount), None);
         write(directory.path(), "0:44", &record).unwrap();
-        assert_eq!(read(directory.path(), &mount), Some(record));
+        assert_eq!(read(directory.path(), &mount), Some(record.clone()));
         mount.source = "default/other".into();
         assert_eq!(read(directory.path(), &mount), None);
-        remove(directory.path(), "0:44");
+        let other = Record {
+            mountpoint: "/other".into(),
+            ..record.clone()
+        };
+        remove(directory.path(), "0:44", &other);
+        mount.source = "default/v".into();
+        assert_eq!(read(directory.path(), &mount), Some(record.clone()));
+        remove(directory.path(), "0:44", &record);
         mount.source = "default/v".into();
         assert_eq!(read(directory.path(), &mount), None);
     }

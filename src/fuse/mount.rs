@@ -218,10 +218,14 @@ impl MountHandle {
             Unmount::Lazy => UnmountFlags::DETACH,
             Unmount::Abort => UnmountFlags::DETACH | UnmountFlags::FORCE,
         };
+        let records = Path::new(record::DIRECTORY);
+        let noted = record::read(records, &mount);
         rustix::mount::unmount(at, flags | UnmountFlags::NOFOLLOW)?;
         // What the helper noted of it; a note that stays is ignored.
         let _ = utab::remove(Path::new(utab::DIRECTORY), at);
-        record::remove(Path::new(record::DIRECTORY), &mount.device);
+        if let Some(noted) = noted {
+            record::remove(records, &mount.device, &noted);
+        }
         Ok(())
     }
 
