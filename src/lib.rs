@@ -2,16 +2,20 @@
 //!
 //! The modules are layers; an arrow may only point down this list:
 //! [`cli`] and [`api`] (doors) → [`node`] (composition) → [`fuse`] → [`fs`] → [`replication`] → [`block`];
-//! [`cluster`] (control plane) and [`rpc`] (transport) stand beside them, [`volume`] (pure rules) below all.
+//! [`cluster`] (control plane) and [`rpc`] (transport) stand beside them, [`volume`] (pure rules) and [`exec`] (threads, tasks and time)
+//! below all.
 //! `ARCHITECTURE.md` is the map.
 
 pub mod api;
 pub mod block;
 pub mod cli;
 pub mod cluster;
+pub mod exec;
 pub mod fs;
 pub mod fuse;
 pub mod node;
 pub mod replication;
 pub mod rpc;
+#[cfg(test)]
+mod simulation;
 pub mod volume;

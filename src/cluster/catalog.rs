@@ -9,12 +9,12 @@
 use super::records::{Deleted, Key, decode, encode, encode_id, name_key};
 use super::store::{Change, Compare, ControlError, ControlStore, LeaseId, Outcome, Revision, Row, Transaction};
 use super::view::{View, follow};
+use crate::exec;
 use crate::volume::{
     Candidate, ClusterId, Configuration, DEFAULT_NAMESPACE, LabelError, Labels, MountClaim, NameError, Namespace, Node,
     NodeId, PlacementError, Scope, Selector, SelectorError, Volume, VolumeId, VolumeLabels, VolumeRef, Wanted,
     apply_labels, check_name, place,
 };
-use jiff::Timestamp;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -149,7 +149,7 @@ impl Catalog {
     #[must_use]
     pub fn watch(&self, stop: CancellationToken) -> watch::Receiver<Arc<View>> {
         let (sender, receiver) = watch::channel(Arc::default());
-        tokio::spawn(follow(self.store.clone(), sender, stop));
+        exec::task::spawn(follow(self.store.clone(), sender, stop));
         receiver
     }
 
@@ -163,7 +163,7 @@ impl Catalog {
             display_name: String::new(),
             description: "the namespace of volumes that name none".into(),
             labels: Labels::new(),
-            created_at: Timestamp::now(),
+            created_at: exec::time::wall(),
         };
         let changes = vec![
             put(Key::Cluster.text(), encode_id(&cluster)),
@@ -351,7 +351,7 @@ impl Catalog {
             }
             let grave = Deleted {
                 name: node.name.clone(),
-                at: Timestamp::now(),
+                at: exec::time::wall(),
             };
             let changes = vec![
                 Change::Delete { key: key.clone() },
@@ -380,6 +380,14 @@ impl Catalog {
             lease: Some(lease),
         };
         self.transact(Vec::new(), vec![change]).await
+    }
+
+    /// The lease that says that this node is alive.
+    ///
+    /// # Errors
+    /// [`CatalogError::Unavailable`]
+    pub async fn lease_of(&self, node: NodeId) -> Result<Option<LeaseId>, CatalogError> {
+        Ok(self.store.get(&Key::Live(node).text()).await?.and_then(|row| row.lease))
     }
 
     // ---- volumes
@@ -433,7 +441,7 @@ impl Catalog {
                 formatted: false,
                 mount: None,
                 mounts: 0,
-                created_at: Timestamp::now(),
+                created_at: exec::time::wall(),
             };
             debug_assert!(volume.configuration.check());
             let changes = vec![
@@ -615,10 +623,10 @@ impl Catalog {
         let claim = MountClaim {
             node,
             mountpoint: mountpoint.to_owned(),
-            mounted_at: Timestamp::now(),
+            mounted_at: exec::time::wall(),
             read_only,
         };
-        let taken = parking_lot::Mutex::new(None);
+        let taken = exec::sync::Mutex::new(None);
         let result = self
             .update_volume(id, |volume| {
                 if let Some(other) = &volume.mount {

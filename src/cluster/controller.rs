@@ -10,10 +10,14 @@ use super::{
     deaths::Deaths,
     plan::{Action, Facts, Timing, plan},
 };
+use crate::exec::{
+    random,
+    time::{self, Instant},
+};
 use futures::StreamExt;
 use jiff::Timestamp;
 use std::{sync::Arc, time::Duration};
-use tokio::{sync::watch, time::Instant};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// Longest time between two rounds.
@@ -26,6 +30,7 @@ const CONCURRENT: usize = 16;
 /// Runs the controller until `stop`; acts only while this node leads.
 pub async fn control(catalog: Catalog, view: watch::Receiver<Arc<View>>, timing: Timing, stop: CancellationToken) {
     tokio::select! {
+        biased;
         () = rounds(&catalog, view, &timing) => {}
         () = stop.cancelled() => {}
     }
@@ -47,7 +52,7 @@ impl Clock {
 
 async fn rounds(catalog: &Catalog, mut view: watch::Receiver<Arc<View>>, timing: &Timing) {
     let clock = Clock {
-        base: Timestamp::now(),
+        base: time::wall(),
         start: Instant::now(),
     };
     let leadership = catalog.store().leadership();
@@ -59,8 +64,8 @@ async fn rounds(catalog: &Catalog, mut view: watch::Receiver<Arc<View>>, timing:
         if leads && now.revision > 0 {
             round(catalog, &now, &deaths, timing, clock.now()).await;
         }
-        tokio::time::sleep(PAUSE).await;
-        if let Ok(Err(_)) = tokio::time::timeout(TICK, view.changed()).await {
+        time::sleep(PAUSE).await;
+        if let Ok(Err(_)) = time::timeout(TICK, view.changed()).await {
             // The view is not kept any more: this daemon stops.
             return;
         }
@@ -73,7 +78,7 @@ async fn round(catalog: &Catalog, view: &View, deaths: &Deaths, timing: &Timing,
         dead_since: deaths.since(),
         now,
     };
-    let actions = plan(&facts, timing, rand::random());
+    let actions = plan(&facts, timing, random::random());
     futures::stream::iter(actions)
         .for_each_concurrent(CONCURRENT, |action| async move {
             match act(catalog, &action).await {

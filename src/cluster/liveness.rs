@@ -2,6 +2,7 @@
 
 use super::catalog::Catalog;
 use super::store::{ControlError, LeaseId};
+use crate::exec::time;
 use crate::volume::NodeId;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -22,28 +23,34 @@ pub async fn keep_node_alive(catalog: Catalog, node: NodeId, ttl: Duration, stop
             }
         };
         tokio::select! {
-            () = tokio::time::sleep(wait) => {}
+            biased;
+            () = time::sleep(wait) => {}
             () = stop.cancelled() => break,
         }
     }
     if let Some(lease) = held {
         // Best effort: it runs out by itself.
-        let _ = tokio::time::timeout(ttl, catalog.store().revoke(lease)).await;
+        let _ = time::timeout(ttl, catalog.store().revoke(lease)).await;
     }
 }
 
+/// Keeps the lease, and the node's key with it. A call that was not answered may be done later, even one of this node's process before
+/// this one: it ties the key to a lease that nobody keeps, so each beat looks at what the key goes with.
 async fn beat(catalog: &Catalog, node: NodeId, ttl: Duration, held: &mut Option<LeaseId>) -> Result<(), ControlError> {
-    if let Some(lease) = *held {
-        if catalog.store().keep_alive(lease).await? {
-            return Ok(());
-        }
+    if let Some(lease) = *held
+        && !catalog.store().keep_alive(lease).await?
+    {
         tracing::warn!("this node's lease had run out; taking a new one");
         *held = None;
     }
-    let lease = catalog.store().grant(ttl).await?;
+    let lease = match *held {
+        Some(lease) => lease,
+        None => *held.insert(catalog.store().grant(ttl).await?),
+    };
     let unavailable = |e: super::CatalogError| ControlError::Unavailable(e.to_string());
-    if catalog.set_live(node, lease).await.map_err(unavailable)? {
-        *held = Some(lease);
+    if catalog.lease_of(node).await.map_err(unavailable)? != Some(lease) {
+        // If the lease has run out by now, the next beat notices.
+        catalog.set_live(node, lease).await.map_err(unavailable)?;
     }
     Ok(())
 }
@@ -71,5 +78,19 @@ mod tests {
         let gone = view.wait_for(|view| !view.live.contains(&node));
         tokio::time::timeout(deadline, gone).await.unwrap().unwrap();
         watching.cancel();
+    }
+
+    #[tokio::test]
+    async fn a_late_call_that_ties_a_node_to_a_forgotten_lease_does_not_make_it_dead() {
+        let catalog = Catalog::new(Arc::new(MemoryStore::default()));
+        let node = NodeId::from_bytes([1; 16]);
+        let (ttl, mut held) = (Duration::from_secs(60), None);
+        beat(&catalog, node, ttl, &mut held).await.unwrap();
+        let forgotten = catalog.store().grant(ttl).await.unwrap();
+        assert!(catalog.set_live(node, forgotten).await.unwrap());
+        beat(&catalog, node, ttl, &mut held).await.unwrap();
+        catalog.store().revoke(forgotten).await.unwrap();
+        assert_eq!(catalog.lease_of(node).await.unwrap(), held);
+        assert!(catalog.view().await.unwrap().live.contains(&node));
     }
 }

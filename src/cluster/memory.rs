@@ -2,10 +2,13 @@
 
 use super::kv::{Answer, Command, Kv};
 use super::store::{ControlError, ControlStore, Event, LeaseId, Outcome, Revision, Row, Transaction};
+use crate::exec::{
+    sync::Mutex,
+    time::{self, Instant},
+};
 use async_trait::async_trait;
-use parking_lot::Mutex;
-use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::collections::BTreeMap;
+use std::time::Duration;
 use tokio::sync::watch;
 
 /// Longest wait of [`ControlStore::changes`].
@@ -15,7 +18,7 @@ const WATCH_WAIT: Duration = Duration::from_secs(2);
 pub struct MemoryStore {
     kv: Mutex<Kv>,
     /// When each lease runs out; looked at by every call.
-    expiry: Mutex<HashMap<LeaseId, Instant>>,
+    expiry: Mutex<BTreeMap<LeaseId, Instant>>,
     revision: watch::Sender<Revision>,
     leader: watch::Sender<bool>,
 }
@@ -81,19 +84,19 @@ impl ControlStore for MemoryStore {
     }
 
     async fn changes(&self, prefix: &str, after: Revision) -> Result<(Vec<Event>, Revision), ControlError> {
-        let deadline = tokio::time::Instant::now() + WATCH_WAIT;
+        let deadline = Instant::now() + WATCH_WAIT;
         let mut revision = self.revision.subscribe();
         loop {
             self.expire();
             {
                 let kv = self.kv.lock();
                 let events = kv.events(prefix, after).map_err(ControlError::Compacted)?;
-                if !events.is_empty() || tokio::time::Instant::now() >= deadline {
+                if !events.is_empty() || Instant::now() >= deadline {
                     return Ok((events, kv.revision()));
                 }
             }
             // Leases are looked at now and then: nobody else does.
-            let _ = tokio::time::timeout(Duration::from_millis(100), revision.changed()).await;
+            let _ = time::timeout(Duration::from_millis(100), revision.changed()).await;
         }
     }
 

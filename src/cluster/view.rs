@@ -131,12 +131,13 @@ pub(super) async fn follow(
                 Err((error, kept)) => {
                     tracing::debug!(%error, "the view of the cluster is not fresh");
                     view = kept;
-                    tokio::time::sleep(RETRY).await;
+                    crate::exec::time::sleep(RETRY).await;
                 }
             }
         }
     };
     tokio::select! {
+        biased;
         () = work => {}
         () = stop.cancelled() => {}
     }

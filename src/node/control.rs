@@ -39,29 +39,29 @@ const LOOK: Duration = Duration::from_secs(3);
 
 /// See the module's text. Clones share everything.
 #[derive(Clone)]
-pub(super) struct Control {
-    pub(super) catalog: Catalog,
+pub(crate) struct Control {
+    pub(crate) catalog: Catalog,
     view: watch::Receiver<Arc<View>>,
 }
 
 impl Control {
-    pub(super) fn new(catalog: Catalog, view: watch::Receiver<Arc<View>>) -> Self {
+    pub(crate) fn new(catalog: Catalog, view: watch::Receiver<Arc<View>>) -> Self {
         Self { catalog, view }
     }
 
     /// The view's changes.
-    pub(super) fn watch(&self) -> watch::Receiver<Arc<View>> {
+    pub(crate) fn watch(&self) -> watch::Receiver<Arc<View>> {
         self.view.clone()
     }
 
     /// The view as last heard of: may be old, never goes back.
-    pub(super) fn view(&self) -> Arc<View> {
+    pub(crate) fn view(&self) -> Arc<View> {
         self.view.borrow().clone()
     }
 
     /// All records as of now; when the control plane does not answer in time, as last heard of, so that an operator can still
     /// look at the cluster.
-    pub(super) async fn look(&self) -> Result<Arc<View>, ApiError> {
+    pub(crate) async fn look(&self) -> Result<Arc<View>, ApiError> {
         match tokio::time::timeout(LOOK, self.catalog.view()).await {
             Ok(Ok(view)) => Ok(Arc::new(view)),
             failed => {
@@ -81,23 +81,23 @@ impl Control {
     }
 
     /// All records as of now.
-    pub(super) async fn now(&self) -> Result<View, ApiError> {
+    pub(crate) async fn now(&self) -> Result<View, ApiError> {
         Ok(self.catalog.view().await?)
     }
 
     /// A volume as of now (linearizable); `None`: there is no such volume.
-    pub(super) async fn volume(&self, volume: VolumeId) -> Result<Option<Volume>, ApiError> {
+    pub(crate) async fn volume(&self, volume: VolumeId) -> Result<Option<Volume>, ApiError> {
         Ok(self.catalog.volume_by_id(volume).await?)
     }
 
     /// A volume by its name as of now; not found is an error.
-    pub(super) async fn find_volume(&self, name: &VolumeRef) -> Result<Volume, ApiError> {
+    pub(crate) async fn find_volume(&self, name: &VolumeRef) -> Result<Volume, ApiError> {
         Ok(self.catalog.volume(name).await?)
     }
 
     /// Changes a volume by a compare-and-swap: `change` sees it as it is now and is called again when another change came
     /// first. Returns what is stored now.
-    pub(super) async fn change_volume(
+    pub(crate) async fn change_volume(
         &self,
         volume: VolumeId,
         change: impl Fn(&mut Volume) -> Result<(), ApiError>,
@@ -122,6 +122,6 @@ impl Control {
 }
 
 /// `namespace/name`.
-pub(super) fn name(volume: &Volume) -> String {
+pub(crate) fn name(volume: &Volume) -> String {
     format!("{}/{}", volume.namespace, volume.name)
 }

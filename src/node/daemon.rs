@@ -17,6 +17,7 @@ use super::{NodeConfig, Start, records};
 use crate::api::types::Membership;
 use crate::api::{self, ApiError, SocketError};
 use crate::cluster::{self, Catalog, ControlError, RecoverError, View, keep_node_alive};
+use crate::exec::Runtime;
 use crate::fs::{FileSystem, FsError};
 use crate::replication::{DiskCopies, Environment, ReplicaHost};
 use crate::rpc::{Identity, Kind, Server};
@@ -260,7 +261,7 @@ impl Shared {
             config: Arc::new(records::Records(control.clone())),
             peers: Arc::new(records::Addresses(control.clone())),
             observer: self.journal.clone(),
-            runtime: Handle::current(),
+            runtime: Runtime::of(Handle::current()),
         };
         let nodes = Arc::new(Nodes::new(self.identity.clone()));
         let mounts = Mounts::new(self.host.clone(), environment.clone(), control.clone(), nodes.clone());
@@ -284,7 +285,7 @@ impl Shared {
             host: self.host.clone(),
             mounts: mounts.clone(),
             nodes: nodes.clone(),
-            problems: volumes.problems.clone(),
+            problems: volumes.serving.problems.clone(),
             journal: self.journal.clone(),
             directory: self.data.volumes(),
         };

@@ -4,13 +4,14 @@
 //! the changes of its record, and tells the mount on this node, if there is one. A copy that cannot be used any more is
 //! not kept as the master when another is in sync: mastership is handed on.
 
-use super::control::name;
-use super::volumes::Volumes;
+use super::control::{Control, name};
 use crate::block::BlockDevice;
-use crate::replication::{ActivateError, Master};
+use crate::cluster::View;
+use crate::exec::{random, sync::Mutex, task, time};
+use crate::replication::{ActivateError, Environment, Master, Options, ReplicaHost};
 use crate::volume::{NodeId, Volume, VolumeId};
-use jiff::Timestamp;
 use rand::seq::IteratorRandom;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -21,31 +22,81 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Pause until copies that could not be grown are tried again.
 const GROW_RETRY: Duration = Duration::from_secs(2);
 
+/// What keepers work with.
+pub(crate) struct Serving {
+    pub(crate) node: NodeId,
+    pub(crate) host: Arc<ReplicaHost>,
+    pub(crate) environment: Environment,
+    pub(crate) options: Options,
+    pub(crate) control: Control,
+    /// Why volumes whose master this node should be are not served.
+    pub(crate) problems: Arc<Mutex<BTreeMap<VolumeId, String>>>,
+}
+
+impl Serving {
+    /// Removes those of the `copies` here that are not part of their volumes any more.
+    pub(crate) async fn remove_unwanted(&self, view: &View, copies: Vec<VolumeId>) {
+        for volume in copies {
+            if view.volumes.get(&volume).is_some_and(|v| self.concerns(v)) {
+                continue;
+            }
+            // The view may be older than the copy.
+            match self.control.volume(volume).await {
+                Ok(Some(now)) if self.concerns(&now) => continue,
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::debug!(%volume, %error, "cannot tell whether a copy is still wanted");
+                    continue;
+                }
+            }
+            if let Some(master) = self.host.master(volume) {
+                master.stop();
+            }
+            let host = self.host.clone();
+            let removed = task::spawn_blocking(move || host.remove(volume)).await;
+            match removed {
+                Ok(Ok(())) => tracing::info!(%volume, "this node's copy is not part of the volume any more, removed"),
+                Ok(Err(error)) => tracing::warn!(%volume, %error, "a copy could not be removed"),
+                Err(error) => tracing::warn!(%volume, %error, "a copy's removal was interrupted"),
+            }
+        }
+    }
+
+    fn concerns(&self, volume: &Volume) -> bool {
+        let configuration = &volume.configuration;
+        configuration.in_sync.contains(&self.node)
+            || configuration.syncing.contains(&self.node)
+            || configuration.lost.contains_key(&self.node)
+    }
+}
+
 /// Runs until this node is not the volume's master any more, or `stop`.
-pub(super) async fn keep(volumes: Arc<Volumes>, volume: VolumeId, stop: CancellationToken) {
-    let mut view = volumes.control.watch();
+pub(crate) async fn keep(serving: Arc<Serving>, volume: VolumeId, stop: CancellationToken) {
+    let mut view = serving.control.watch();
     let mut pause = FIRST_PAUSE;
     while !stop.is_cancelled() {
         let Some(record) = view.borrow_and_update().volumes.get(&volume).cloned() else {
             return;
         };
-        if record.configuration.master != Some(volumes.node) {
+        if record.configuration.master != Some(serving.node) {
             return;
         }
         let activated = tokio::select! {
+            biased;
             () = stop.cancelled() => return,
-            activated = Master::activate(volume, &volumes.host, &volumes.environment, volumes.options) => activated,
+            activated = Master::activate(volume, &serving.host, &serving.environment, serving.options) => activated,
         };
         let why = match activated {
             Ok(master) => {
                 pause = FIRST_PAUSE;
-                volumes.problems.lock().remove(&volume);
+                serving.problems.lock().remove(&volume);
                 tracing::info!(
                     volume = %name(&record), %volume, epoch = master.status().configuration.epoch, "serving as master"
                 );
                 tokio::select! {
+                    biased;
                     () = stop.cancelled() => {}
-                    () = follow(&volumes, master.clone()) => {}
+                    () = follow(&serving, master.clone()) => {}
                 }
                 if stop.is_cancelled() {
                     return;
@@ -58,29 +109,30 @@ pub(super) async fn keep(volumes: Arc<Volumes>, volume: VolumeId, stop: Cancella
             Err(ActivateError::NotMaster(_)) => String::new(),
             Err(error @ ActivateError::Copy(_)) => {
                 let why = error.to_string();
-                hand_on(&volumes, &record, &why).await;
+                hand_on(&serving, &record, &why).await;
                 why
             }
             Err(error) => error.to_string(),
         };
         if !why.is_empty() {
             tracing::warn!(volume = %name(&record), %volume, error = %why, "cannot serve as master yet, trying again");
-            volumes.problems.lock().insert(volume, why);
+            serving.problems.lock().insert(volume, why);
         }
         tokio::select! {
+            biased;
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(pause) => {}
+            () = time::sleep(pause) => {}
             // A change of the record may be what was missing; a change of anything else costs one attempt more.
-            _ = view.changed() => tokio::time::sleep(FIRST_PAUSE).await,
+            _ = view.changed() => time::sleep(FIRST_PAUSE).await,
         }
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }
 
 /// Passes the changes of the record to the master until it has ended.
-async fn follow(volumes: &Volumes, master: Arc<Master>) {
+async fn follow(serving: &Serving, master: Arc<Master>) {
     let stopped = master.stopped();
-    let mut view = volumes.control.watch();
+    let mut view = serving.control.watch();
     let mut told: Option<Arc<Volume>> = None;
     let mut grown = true;
     loop {
@@ -101,8 +153,9 @@ async fn follow(volumes: &Volumes, master: Arc<Master>) {
             Some(_) => {}
         }
         tokio::select! {
+            biased;
             () = stopped.cancelled() => return,
-            () = tokio::time::sleep(GROW_RETRY), if !grown => {}
+            () = time::sleep(GROW_RETRY), if !grown => {}
             changed = view.changed() => {
                 if changed.is_err() {
                     return;
@@ -119,7 +172,7 @@ async fn grow(master: &Arc<Master>, record: &Volume) -> bool {
         return true;
     }
     let growing = master.clone();
-    match tokio::task::spawn_blocking(move || growing.grow(wanted)).await {
+    match task::spawn_blocking(move || growing.grow(wanted)).await {
         Ok(Ok(())) => {
             tracing::info!(volume = %name(record), size = record.size, "copies grown");
             true
@@ -134,9 +187,9 @@ async fn grow(master: &Arc<Master>, record: &Volume) -> bool {
 }
 
 /// This node's copy cannot be used: another in-sync copy's node becomes the master, at random, if there is one.
-async fn hand_on(volumes: &Volumes, record: &Volume, why: &str) {
-    let me = volumes.node;
-    let outcome = volumes
+async fn hand_on(serving: &Serving, record: &Volume, why: &str) {
+    let me = serving.node;
+    let outcome = serving
         .control
         .change_volume(record.id, |now| {
             let configuration = &mut now.configuration;
@@ -148,10 +201,10 @@ async fn hand_on(volumes: &Volumes, record: &Volume, why: &str) {
                 .iter()
                 .copied()
                 .filter(|node| *node != me)
-                .choose(&mut rand::rng());
+                .choose(&mut random::rng());
             let Some(heir) = heir else { return Ok(()) };
             configuration.master = Some(heir);
-            configuration.lose(me, Timestamp::now(), true);
+            configuration.lose(me, time::wall(), true);
             configuration.epoch += 1;
             Ok(())
         })

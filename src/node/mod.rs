@@ -8,20 +8,21 @@
 //! to time; `transfer` puts records into another control store.
 
 mod backend;
-mod control;
+pub(crate) mod control;
 mod daemon;
 mod data_dir;
 mod inspect;
 mod journal;
-mod keeper;
+pub(crate) mod keeper;
 mod membership;
 mod mounts;
 mod operations;
 mod plane;
-mod records;
+pub(crate) mod records;
+pub(crate) mod route;
 mod scrubber;
 mod service;
-mod switch;
+pub(crate) mod switch;
 #[cfg(test)]
 mod tests;
 mod transfer;

@@ -8,6 +8,7 @@
 //! calls of an older one, so a mount that lost its claim can do no harm until it notices.
 
 use super::control::{Control, name};
+use super::route::Route;
 use super::service::Nodes;
 use super::switch::{Backend, SwitchDevice};
 use crate::api::{ApiError, Code};
@@ -15,7 +16,7 @@ use crate::block::{BlockDevice, DeviceError};
 use crate::cluster::View;
 use crate::fs::{FileSystem, FsError, Options};
 use crate::fuse::MountHandle;
-use crate::replication::{Environment, RemoteDevice, ReplicaHost};
+use crate::replication::{Environment, ReplicaHost};
 use crate::volume::{MountClaim, NodeId, Volume, VolumeId, VolumeLabels, VolumeRef};
 use jiff::Timestamp;
 use parking_lot::Mutex;
@@ -79,8 +80,7 @@ pub(super) enum Slot {
 /// See the module's text.
 pub(super) struct Mounts {
     pub(super) node: NodeId,
-    host: Arc<ReplicaHost>,
-    environment: Environment,
+    route: Arc<Route>,
     pub(super) control: Control,
     nodes: Arc<Nodes>,
     pub(super) slots: Mutex<BTreeMap<VolumeId, Slot>>,
@@ -97,8 +97,12 @@ impl Mounts {
     ) -> Arc<Self> {
         Arc::new(Self {
             node: host.node(),
-            host,
-            environment,
+            route: Arc::new(Route {
+                node: host.node(),
+                host,
+                environment,
+                control: control.clone(),
+            }),
             control,
             nodes,
             slots: Mutex::default(),
@@ -204,7 +208,8 @@ impl Mounts {
             }
         };
         let opened = async {
-            let backend = self.find_device(volume.id, claimed.mounts, deadline).await?;
+            let left = deadline.saturating_duration_since(Instant::now());
+            let backend = self.route.find(volume.id, claimed.mounts, left).await?;
             self.open_file_system(&claimed, backend, wanted).await
         }
         .await;
@@ -240,18 +245,12 @@ impl Mounts {
                     });
                 }
                 // A claim of this node without a mount here is what an earlier daemon left.
-                now.mount = Some(MountClaim {
+                now.claim(MountClaim {
                     node: me,
                     mountpoint: wanted.mountpoint.to_string_lossy().into_owned(),
                     mounted_at: Timestamp::now(),
                     read_only: wanted.read_only,
                 });
-                now.mounts += 1;
-                let configuration = &mut now.configuration;
-                if configuration.master != Some(me) && configuration.in_sync.contains(&me) {
-                    configuration.master = Some(me);
-                    configuration.epoch += 1;
-                }
                 Ok(())
             })
             .await;
@@ -275,56 +274,6 @@ impl Mounts {
         };
         let left = deadline.saturating_duration_since(Instant::now());
         !left.is_zero() && self.nodes.ends(node, &address, volume, left).await
-    }
-
-    /// The way to the volume's master, here or elsewhere, once there is one.
-    async fn find_device(&self, volume: VolumeId, number: u64, deadline: Instant) -> Result<Backend, ApiError> {
-        let mut why = "it has no master yet".to_owned();
-        while Instant::now() < deadline {
-            let record = match self.control.volume(volume).await {
-                Ok(Some(record)) => record,
-                Ok(None) => return Err(ApiError::new(Code::NotFound, "the volume has been removed")),
-                Err(error) => {
-                    why = error.to_string();
-                    tokio::time::sleep(LOOK).await;
-                    continue;
-                }
-            };
-            if record.mounts != number {
-                return Err(ApiError::conflict(format!(
-                    "volume {} was claimed by another mount",
-                    name(&record)
-                )));
-            }
-            if record.configuration.master == Some(self.node) {
-                if let Some(master) = self.host.master(volume)
-                    && !master.stopped().is_cancelled()
-                {
-                    let attaching = master.clone();
-                    let attached = tokio::task::spawn_blocking(move || attaching.attach(number)).await;
-                    match attached {
-                        Ok(Ok(())) => return Ok(Backend::Local(master)),
-                        Ok(Err(error)) => why = error.to_string(),
-                        Err(error) => why = error.to_string(),
-                    }
-                } else {
-                    why = "this node is becoming its master".to_owned();
-                }
-            } else if record.configuration.master.is_some() {
-                let identity = self.host.identity().clone();
-                let opening = RemoteDevice::open(volume, identity, self.environment.clone(), number);
-                match tokio::time::timeout_at(deadline.into(), opening).await {
-                    Ok(Ok(device)) => return Ok(Backend::Remote(Arc::new(device))),
-                    Ok(Err(error)) => why = error.to_string(),
-                    Err(_) => why = "its master does not answer".to_owned(),
-                }
-            }
-            tokio::time::sleep(LOOK).await;
-        }
-        Err(
-            ApiError::unavailable(format!("the volume did not become usable in time: {why}"))
-                .hint("see: storageos volume inspect, storageos cluster health"),
-        )
     }
 
     async fn open_file_system(
@@ -372,62 +321,22 @@ impl Mounts {
             closed: CancellationToken::new(),
             released: CancellationToken::new(),
         });
-        tokio::spawn(self.clone().follow_master(mount.clone()));
+        let (route, followed) = (self.route.clone(), mount.clone());
+        tokio::spawn(async move {
+            let Mount {
+                volume,
+                number,
+                name,
+                device,
+                closed,
+                ..
+            } = &*followed;
+            route.follow(*volume, *number, name, device, closed).await;
+        });
         if !mount.read_only {
             tokio::spawn(follow_size(self.control.watch(), mount.clone()));
         }
         Ok(mount)
-    }
-
-    /// Keeps the device of a mount on the volume's master, wherever that is.
-    async fn follow_master(self: Arc<Self>, mount: Arc<Mount>) {
-        loop {
-            match mount.device.backend() {
-                Backend::Local(master) => {
-                    tokio::select! {
-                        () = mount.closed.cancelled() => return,
-                        () = master.stopped().cancelled_owned() => {}
-                    }
-                }
-                // A remote device finds the next master by itself; only when that is here is there a shorter way.
-                Backend::Remote(_) => {
-                    let mut view = self.control.watch();
-                    let here = |view: &Arc<View>| {
-                        view.volumes
-                            .get(&mount.volume)
-                            .is_some_and(|v| v.configuration.master == Some(self.node))
-                    };
-                    tokio::select! {
-                        () = mount.closed.cancelled() => return,
-                        found = view.wait_for(here) => {
-                            if found.is_err() {
-                                return;
-                            }
-                        }
-                    }
-                }
-            }
-            let deadline = Instant::now() + CLOSE_DEADLINE;
-            let found = tokio::select! {
-                () = mount.closed.cancelled() => return,
-                found = self.find_device(mount.volume, mount.number, deadline) => found,
-            };
-            match found {
-                Ok(backend) => {
-                    let place = if matches!(backend, Backend::Local(_)) {
-                        "this node"
-                    } else {
-                        "another node"
-                    };
-                    tracing::info!(volume = %mount.name, master = place, "the mount goes on with the volume's master");
-                    mount.device.switch(backend);
-                }
-                Err(error) => {
-                    tracing::warn!(volume = %mount.name, %error, "the mount has no master to go to");
-                    tokio::time::sleep(RELEASE_RETRY).await;
-                }
-            }
-        }
     }
 }
 

@@ -8,10 +8,10 @@ use crate::volume::{Configuration, NodeId, Volume, VolumeId, VolumeLabels};
 use async_trait::async_trait;
 
 /// See the module's text.
-pub(super) struct Records(pub(super) Control);
+pub(crate) struct Records(pub(crate) Control);
 
 /// What replication needs of a volume's record.
-pub(super) fn state(volume: &Volume) -> VolumeState {
+pub(crate) fn state(volume: &Volume) -> VolumeState {
     let labels = VolumeLabels::of(&volume.labels);
     VolumeState {
         configuration: volume.configuration.clone(),
@@ -54,7 +54,7 @@ impl ConfigStore for Records {
 }
 
 /// Where nodes are, by the last view.
-pub(super) struct Addresses(pub(super) Control);
+pub(crate) struct Addresses(pub(crate) Control);
 
 impl Peers for Addresses {
     fn address(&self, node: NodeId) -> Option<String> {

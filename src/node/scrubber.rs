@@ -145,7 +145,7 @@ impl Scrubber {
     }
 
     fn master(&self, volume: VolumeId) -> Option<Arc<Master>> {
-        self.volumes.host.master(volume)
+        self.volumes.serving.host.master(volume)
     }
 
     /// Starts a pass at once, unless one that was asked for is under way already; returns where it stands.
@@ -257,7 +257,7 @@ impl Scrubber {
 
     /// Volumes whose master is active here; forgets those that are gone.
     fn here(&self) -> Vec<VolumeId> {
-        let view = self.volumes.control.view();
+        let view = self.volumes.serving.control.view();
         if view.revision > 0 {
             self.passes.lock().retain(|volume, _| view.volumes.contains_key(volume));
             self.lists.lock().retain(|volume, _| view.volumes.contains_key(volume));

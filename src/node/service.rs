@@ -109,7 +109,7 @@ pub(super) struct NodeServer {
     pub(super) host: Arc<ReplicaHost>,
     pub(super) mounts: Arc<Mounts>,
     pub(super) nodes: Arc<Nodes>,
-    pub(super) problems: Arc<Mutex<BTreeMap<VolumeId, String>>>,
+    pub(super) problems: Arc<crate::exec::sync::Mutex<BTreeMap<VolumeId, String>>>,
     pub(super) journal: Arc<Journal>,
     /// Where the copies are.
     pub(super) directory: PathBuf,

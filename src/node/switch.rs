@@ -3,19 +3,24 @@
 //!
 //! A call that finds its master fenced waits for the next device, at most the volume's `io.timeout`, and is done again:
 //! every call may be repeated, and a fenced master has ended all of its own. A mount that was superseded by a later one
-//! is never switched: its calls fail.
+//! is never switched: its calls fail. From a node elsewhere that looks the same as this mount's own way to a master that has come here: so a
+//! call waits for a moment before it is believed.
 
 use crate::block::{BlockDevice, DeviceError, Write};
-use crate::replication::{Master, RemoteDevice};
-use parking_lot::{Condvar, Mutex};
+use crate::exec::sync::{Condvar, Mutex};
+use crate::exec::time::Instant;
+use crate::replication::{Attached, RemoteDevice};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+/// How long it takes at most from a device on this node to the switch to it.
+const SWITCHING: Duration = Duration::from_secs(2);
 
 /// What calls go to.
 #[derive(Clone)]
-pub(super) enum Backend {
+pub(crate) enum Backend {
     /// The master is on this node.
-    Local(Arc<Master>),
+    Local(Attached),
     /// It is on another.
     Remote(Arc<RemoteDevice>),
 }
@@ -23,7 +28,7 @@ pub(super) enum Backend {
 impl Backend {
     fn device(&self) -> &dyn BlockDevice {
         match self {
-            Self::Local(master) => &**master,
+            Self::Local(device) => device,
             Self::Remote(device) => &**device,
         }
     }
@@ -36,7 +41,7 @@ struct State {
 }
 
 /// See the module's text.
-pub(super) struct SwitchDevice {
+pub(crate) struct SwitchDevice {
     state: Mutex<State>,
     switched: Condvar,
     io_timeout: Duration,
@@ -44,7 +49,7 @@ pub(super) struct SwitchDevice {
 
 impl SwitchDevice {
     /// `io_timeout`: how long a call waits for the next device.
-    pub(super) fn new(backend: Backend, io_timeout: Duration) -> Arc<Self> {
+    pub(crate) fn new(backend: Backend, io_timeout: Duration) -> Arc<Self> {
         Arc::new(Self {
             state: Mutex::new(State { backend, generation: 0 }),
             switched: Condvar::new(),
@@ -53,12 +58,12 @@ impl SwitchDevice {
     }
 
     /// What calls go to now.
-    pub(super) fn backend(&self) -> Backend {
+    pub(crate) fn backend(&self) -> Backend {
         self.state.lock().backend.clone()
     }
 
     /// Learns of the volume's growth, where that is not known here anyway. Blocks.
-    pub(super) fn look_at_size(&self) -> Result<(), DeviceError> {
+    pub(crate) fn look_at_size(&self) -> Result<(), DeviceError> {
         match self.backend() {
             Backend::Local(_) => Ok(()),
             Backend::Remote(device) => device.look_at_size(),
@@ -66,7 +71,7 @@ impl SwitchDevice {
     }
 
     /// Sends calls to another device from now on, those that wait too.
-    pub(super) fn switch(&self, backend: Backend) {
+    pub(crate) fn switch(&self, backend: Backend) {
         let mut state = self.state.lock();
         state.backend = backend;
         state.generation += 1;
@@ -81,16 +86,22 @@ impl SwitchDevice {
                 let state = self.state.lock();
                 (state.backend.clone(), state.generation)
             };
-            let why = match (action(backend.device()), &backend) {
-                (Err(DeviceError::Fenced(why)), Backend::Local(_)) => why,
-                (result, _) => return result,
+            let why = match action(backend.device()) {
+                Err(DeviceError::Fenced(why)) => why,
+                result => return result,
             };
             // The clock is not read by calls that succeed.
-            let deadline = *deadline.get_or_insert_with(|| Instant::now() + self.io_timeout);
+            let (until, error) = match &backend {
+                Backend::Local(device) if device.master().fenced().is_some() => {
+                    let deadline = *deadline.get_or_insert_with(|| Instant::now() + self.io_timeout);
+                    (deadline, DeviceError::Unavailable(why))
+                }
+                _ => (Instant::now() + SWITCHING, DeviceError::Fenced(why)),
+            };
             let mut state = self.state.lock();
             while state.generation == generation {
-                if self.switched.wait_until(&mut state, deadline).timed_out() {
-                    return Err(DeviceError::Unavailable(why));
+                if self.switched.wait_until(&mut state, until).timed_out() {
+                    return Err(error);
                 }
             }
         }

@@ -7,13 +7,13 @@
 
 use super::control::Control;
 use super::journal::{self, Journal};
-use super::keeper;
+use super::keeper::{self, Serving};
 use super::mounts::Mounts;
 use crate::cluster::View;
 use crate::replication::{Environment, Options, ReplicaHost};
-use crate::volume::{NodeId, Volume, VolumeId};
+use crate::volume::VolumeId;
 use parking_lot::Mutex;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,14 +30,8 @@ struct Keeper {
 
 /// See the module's text.
 pub(super) struct Volumes {
-    pub(super) node: NodeId,
-    pub(super) host: Arc<ReplicaHost>,
-    pub(super) environment: Environment,
-    pub(super) options: Options,
-    pub(super) control: Control,
+    pub(super) serving: Arc<Serving>,
     pub(super) mounts: Arc<Mounts>,
-    /// Why volumes whose master this node should be are not served.
-    pub(super) problems: Arc<Mutex<BTreeMap<VolumeId, String>>>,
     pub(super) journal: Arc<Journal>,
     directory: PathBuf,
     keepers: Mutex<HashMap<VolumeId, Keeper>>,
@@ -56,13 +50,15 @@ impl Volumes {
         directory: PathBuf,
     ) -> Arc<Self> {
         Arc::new(Self {
-            node: host.node(),
-            host,
-            environment,
-            options,
-            control,
+            serving: Arc::new(Serving {
+                node: host.node(),
+                host,
+                environment,
+                options,
+                control,
+                problems: Arc::default(),
+            }),
             mounts,
-            problems: Arc::default(),
             journal,
             directory,
             keepers: Mutex::default(),
@@ -74,7 +70,7 @@ impl Volumes {
     pub(super) async fn run(self: Arc<Self>) {
         // Side by side: a removal asks the control plane, which may take its time to answer.
         let masters = async {
-            let mut view = self.control.watch();
+            let mut view = self.serving.control.watch();
             let mut before: Option<Arc<View>> = None;
             while let Some(now) = self.next(&mut view).await {
                 if let Some(before) = before.replace(now.clone()) {
@@ -85,7 +81,7 @@ impl Volumes {
             }
         };
         let removals = async {
-            let mut view = self.control.watch();
+            let mut view = self.serving.control.watch();
             while let Some(now) = self.next(&mut view).await {
                 tokio::select! {
                     () = self.stop.cancelled() => return,
@@ -117,13 +113,13 @@ impl Volumes {
         let mut keepers = self.keepers.lock();
         keepers.retain(|_, keeper| !keeper.task.is_finished());
         for volume in view.volumes.values() {
-            if volume.configuration.master == Some(self.node) && !self.stop.is_cancelled() {
+            if volume.configuration.master == Some(self.serving.node) && !self.stop.is_cancelled() {
                 keepers.entry(volume.id).or_insert_with(|| Keeper {
-                    task: tokio::spawn(keeper::keep(self.clone(), volume.id, self.stop.clone())),
+                    task: tokio::spawn(keeper::keep(self.serving.clone(), volume.id, self.stop.clone())),
                 });
             }
         }
-        self.problems.lock().retain(|id, _| keepers.contains_key(id));
+        self.serving.problems.lock().retain(|id, _| keepers.contains_key(id));
     }
 
     /// Removes copies of volumes that are gone, and those that this node is to hold no longer.
@@ -131,37 +127,7 @@ impl Volumes {
         let Some(copies) = self.copies_on_disk().await else {
             return;
         };
-        for volume in copies {
-            if view.volumes.get(&volume).is_some_and(|v| self.concerns(v)) {
-                continue;
-            }
-            // The view may be older than the copy.
-            match self.control.volume(volume).await {
-                Ok(Some(now)) if self.concerns(&now) => continue,
-                Ok(_) => {}
-                Err(error) => {
-                    tracing::debug!(%volume, %error, "cannot tell whether a copy is still wanted");
-                    continue;
-                }
-            }
-            if let Some(master) = self.host.master(volume) {
-                master.stop();
-            }
-            let host = self.host.clone();
-            let removed = tokio::task::spawn_blocking(move || host.remove(volume)).await;
-            match removed {
-                Ok(Ok(())) => tracing::info!(%volume, "this node's copy is not part of the volume any more, removed"),
-                Ok(Err(error)) => tracing::warn!(%volume, %error, "a copy could not be removed"),
-                Err(error) => tracing::warn!(%volume, %error, "a copy's removal was interrupted"),
-            }
-        }
-    }
-
-    fn concerns(&self, volume: &Volume) -> bool {
-        let configuration = &volume.configuration;
-        configuration.in_sync.contains(&self.node)
-            || configuration.syncing.contains(&self.node)
-            || configuration.lost.contains_key(&self.node)
+        self.serving.remove_unwanted(view, copies).await;
     }
 
     /// The volumes that have a directory here.
@@ -194,8 +160,8 @@ impl Volumes {
             // A keeper that panicked has nothing more to stop.
             let _ = keeper.task.await;
         }
-        let host = self.host.clone();
-        let volumes: Vec<VolumeId> = self.control.view().volumes.keys().copied().collect();
+        let host = self.serving.host.clone();
+        let volumes: Vec<VolumeId> = self.serving.control.view().volumes.keys().copied().collect();
         let closed = tokio::task::spawn_blocking(move || {
             for volume in volumes {
                 if let Some(master) = host.master(volume) {

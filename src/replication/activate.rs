@@ -18,15 +18,18 @@ use super::{
 };
 use crate::{
     block::{DeviceError, EXTENT_BLOCKS},
+    exec::{
+        task,
+        time::{self, Instant},
+    },
     volume::{NodeId, VolumeId},
 };
 use futures::future::join_all;
 use std::{
     collections::BTreeSet,
     sync::{Arc, atomic::AtomicU64},
-    time::{Duration, Instant},
+    time::Duration,
 };
-use tokio::{task, time};
 
 /// Pause between attempts to reach a copy.
 const RETRY: Duration = Duration::from_millis(100);
@@ -220,7 +223,7 @@ impl Master {
 async fn wait_out(promised: Option<Promise>, fenced: &[NodeId]) {
     let Some(Promise { to, until }) = promised else { return };
     if to.is_none_or(|node| !fenced.contains(&node)) {
-        time::sleep_until(until.into()).await;
+        time::sleep_until(until).await;
     }
 }
 

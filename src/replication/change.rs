@@ -13,16 +13,15 @@ use super::{
 };
 use crate::{
     block::DeviceError,
+    exec::{
+        random, task,
+        time::{self, Instant},
+    },
     volume::{Configuration, EventKind, FailureRule, NodeId, NotWritable},
 };
 use futures::future::join_all;
-use jiff::Timestamp;
 use rand::seq::IteratorRandom;
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
-use tokio::{task, time};
+use std::{sync::Arc, time::Duration};
 
 /// Pause between attempts while the control plane does not answer.
 const RETRY: Duration = Duration::from_millis(100);
@@ -375,7 +374,7 @@ impl Master {
                 return Ok(());
             }
             // Of one in doubt the swap that was to put it in sync may yet go through: a change of the epoch alone shuts that out.
-            let now = Timestamp::now();
+            let now = time::wall();
             for (node, Failure { why, by_itself }) in &leaving {
                 next.configuration.lose(*node, now, *by_itself);
                 tracing::warn!(volume = %self.volume, %node, %why, "replica leaves the in-sync set");
@@ -516,11 +515,11 @@ impl Master {
                 .in_sync_replicas()
                 .filter(|replica| !replica.is_dropped())
                 .map(|replica| replica.node)
-                .choose(&mut rand::rng());
+                .choose(&mut random::rng());
             let Some(heir) = heir else { return own };
             let mut next = View::clone(&view);
             next.configuration.master = Some(heir);
-            next.configuration.lose(self.node(), Timestamp::now(), true);
+            next.configuration.lose(self.node(), time::wall(), true);
             let why = format!("the master's copy failed: {error}");
             tracing::error!(volume = %self.volume, %heir, %why, "handing the volume over");
             match self.swap(&view, &mut next, &why, started).await {

@@ -9,11 +9,14 @@ use super::{
     service::{Blocks, CopyState, MAX_DATA, MAX_RANGES, Position, Stamp},
     store::{Copy, CopyError, CopyWrite, Found},
 };
+use crate::exec::{
+    random,
+    sync::{Mutex, RwLock, RwLockReadGuard},
+};
 use crate::{
     block::{BLOCK_SIZE, EXTENT_BLOCKS},
     volume::NodeId,
 };
-use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
@@ -64,7 +67,7 @@ impl Entry {
         Self {
             copy,
             intact,
-            incarnation: rand::random(),
+            incarnation: random::random(),
             gate: RwLock::new(Gate { epoch, session: 0 }),
             session: AtomicU64::new(0),
             tail: Mutex::new(tail),

@@ -3,13 +3,13 @@
 //! The thread sleeps until the last answer is there, not to be woken by each. A call that needs another turn before its answer (its
 //! connection had no room) has that turn when the others have answered at the latest, which their deadlines bound.
 
+use crate::exec::thread::{self, Thread};
 use futures::future::{BoxFuture, FusedFuture, MaybeDone, maybe_done};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicIsize, Ordering};
 use std::task::{Context, Wake, Waker};
-use std::thread::{self, Thread};
 
 /// Wakes a thread when as many wake-ups have come as it waits for.
 struct Latch {
@@ -93,6 +93,7 @@ impl<'a, T> Fanout<'a, T> {
 mod tests {
     use super::*;
     use futures::channel::oneshot;
+    use std::thread;
 
     #[test]
     fn answers_come_in_the_order_of_the_calls_whichever_is_first() {

@@ -1,7 +1,7 @@
 //! Work that one caller does for all that came before it began: a flush, a round of promises.
 
 use crate::block::DeviceError;
-use parking_lot::{Condvar, Mutex};
+use crate::exec::sync::{Condvar, Mutex};
 
 #[derive(Default)]
 struct Rounds {

@@ -12,18 +12,17 @@ use super::{
 };
 use crate::{
     block::{BLOCK_SIZE, BlockDevice, EXTENT_BLOCKS},
+    exec::{sync::Mutex, task, time::Instant},
     rpc::{self, Connection, Identity, Payload, Sums},
     volume::{NodeId, VolumeId},
 };
 use bytes::Bytes;
-use parking_lot::Mutex;
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
-    time::Instant,
 };
 use tarpc::context::Context;
-use tokio::{sync::Semaphore, task};
+use tokio::sync::Semaphore;
 
 /// Requests of one connection handled at once.
 const MAX_REQUESTS: usize = 256;
@@ -74,6 +73,16 @@ impl ReplicaHost {
     pub async fn serve(self: Arc<Self>, connection: Connection) {
         let peer = connection.node;
         rpc::serve(connection, DataServer { host: self, peer }.serve(), MAX_REQUESTS).await;
+    }
+
+    /// The service as `peer` sees it.
+    #[cfg(test)]
+    pub(crate) fn service_for(
+        self: &Arc<Self>,
+        peer: NodeId,
+    ) -> impl tarpc::server::Serve<Req = super::DataRequest, Resp = super::DataResponse> + Clone + use<> {
+        let host = Arc::clone(self);
+        DataServer { host, peer }.serve()
     }
 
     fn slot(&self, volume: VolumeId) -> Slot {

@@ -6,21 +6,22 @@
 use super::{
     env::Peers,
     promise::Promised,
-    service::{Blocks, CopyState, DataClient, DataRequest, DataResponse, Position, Stamp},
+    service::{Blocks, CopyState, Position, Stamp},
     store::CopyError,
+    wire::{self, Client, Open},
 };
 use crate::{
-    rpc::{self, Driver, Identity, Kind, Limits, Payload, Sums, within},
+    exec::{sync::Mutex, time::Instant},
+    rpc::{Driver, Identity, Kind, Limits, Payload, Sums, within},
     volume::{NodeId, VolumeId},
 };
-use parking_lot::Mutex;
 use std::{
     collections::BTreeSet,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 use tarpc::client::RpcError;
 use tokio_util::sync::CancellationToken;
@@ -47,19 +48,10 @@ pub(super) enum LinkError {
     Late(Duration),
 }
 
-/// A connection to a copy's node.
-#[derive(Clone)]
-pub(super) struct Open {
-    pub(super) client: DataClient,
-    pub(super) driver: Driver,
-    /// Ends it; cancelled when it is lost.
-    pub(super) stop: CancellationToken,
-}
-
 #[derive(Clone)]
 struct Link {
-    client: DataClient,
-    driver: Driver,
+    client: Client,
+    driver: Option<Driver>,
     session: u64,
     stop: CancellationToken,
 }
@@ -177,30 +169,11 @@ impl Replica {
 
     /// Opens a connection to the copy's node and drives it until it is lost or `stop` is cancelled.
     pub(super) async fn open(&self, kind: Kind, deadline: Duration) -> Result<Open, LinkError> {
-        let address = self
-            .peers
-            .address(self.node)
-            .ok_or_else(|| LinkError::Lost(format!("the address of node {} is unknown", self.node)))?;
-        let connection = rpc::connect(&address, kind, &self.identity, deadline)
-            .await
-            .map_err(|error| LinkError::Lost(error.to_string()))?;
-        if connection.node != self.node {
-            return Err(LinkError::Lost(format!(
-                "another node ({}) answers at {address}",
-                connection.node
-            )));
-        }
         let limits = Limits {
             in_flight: MAX_CALLS,
             ..Limits::default()
         };
-        let stop = CancellationToken::new();
-        let (channel, driver) = rpc::call::<DataRequest, DataResponse>(connection, limits, stop.clone());
-        Ok(Open {
-            client: DataClient::from(channel),
-            driver,
-            stop,
-        })
+        wire::open(&*self.peers, self.node, kind, &self.identity, limits, deadline).await
     }
 
     /// Connects and fences the copy at `epoch`, unless a connection is up (then only fences, if its epoch is lower than
@@ -340,10 +313,10 @@ impl Replica {
 
     /// The engine of the connection that is up.
     pub(super) fn driver(&self) -> Option<Driver> {
-        self.link.lock().as_ref().map(|link| link.driver.clone())
+        self.link.lock().as_ref()?.driver.clone()
     }
 
-    pub(super) fn client(&self) -> Result<DataClient, LinkError> {
+    pub(super) fn client(&self) -> Result<Client, LinkError> {
         Ok(self.link()?.client)
     }
 }

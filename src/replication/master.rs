@@ -21,20 +21,23 @@ use super::{
 };
 use crate::{
     block::{BLOCK_SIZE, BlockDevice, DeviceError, EXTENT_BLOCKS, Write},
+    exec::{
+        Runtime,
+        sync::{Condvar, Mutex, RwLock, RwLockReadGuard},
+        time::Instant,
+    },
     rpc::{Driver, Held, Payload, Sums},
     volume::{NodeId, VolumeId},
 };
 use futures::future::join_all;
-use parking_lot::{Condvar, Mutex, RwLock, RwLockReadGuard};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
         Arc, Weak,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
-use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 /// Times that a call follows a change of epoch before it gives up on the copy.
@@ -83,7 +86,7 @@ pub struct Environment {
     /// Who hears of what happens.
     pub observer: Arc<dyn Observer>,
     /// The runtime that drives connections.
-    pub runtime: Handle,
+    pub runtime: Runtime,
 }
 
 /// Numbers of the writes in flight.
@@ -430,15 +433,6 @@ impl Master {
         )?;
         self.blocks.fetch_max(blocks, Ordering::SeqCst);
         Ok(())
-    }
-
-    /// Makes a mount's claim the one that may use the device; calls of older ones are refused from then on.
-    ///
-    /// # Errors
-    /// [`DeviceError::Fenced`]: a later claim is known.
-    pub fn attach(&self, attachment: u64) -> Result<(), DeviceError> {
-        self.open_remote(Caller { attachment, session: 0 })
-            .map_err(DeviceError::from)
     }
 
     /// Makes `caller` the one whose calls are taken, after the calls of the one before have ended.

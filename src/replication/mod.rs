@@ -69,6 +69,7 @@
 //! in none of the record's sets; move lost copies to `syncing`. Device calls block: they come from threads that may.
 
 mod activate;
+mod attached;
 mod change;
 mod disk;
 mod entry;
@@ -91,8 +92,10 @@ mod sync;
 #[cfg(test)]
 mod tests;
 mod verify;
+mod wire;
 
 pub use activate::ActivateError;
+pub use attached::Attached;
 pub use disk::DiskCopies;
 pub use env::{ConfigError, ConfigStore, Observer, Peers, VolumeState};
 pub use host::ReplicaHost;
@@ -104,3 +107,5 @@ pub use stats::{Stats, StatsSnapshot};
 pub use store::{Copies, Copy, CopyError, CopyWrite, Found};
 pub use sync::SyncProgress;
 pub use verify::{CopyReport, MasterStatus, Verification};
+#[cfg(test)]
+pub(crate) use wire::{Client, Open};

@@ -9,14 +9,14 @@ use super::{
     master::{Master, over},
     store::CopyError,
 };
+use crate::exec::time::{self, Instant};
 use crate::volume::NodeId;
 use futures::future::join_all;
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     sync::{Arc, Weak},
-    time::{Duration, Instant},
+    time::Duration,
 };
-use tokio::time;
 
 /// Time between probes.
 const PROBE: Duration = Duration::from_millis(300);
@@ -25,7 +25,7 @@ const REOPEN: Duration = Duration::from_secs(3);
 
 /// Watches the replicas of a master until it ends.
 pub(super) async fn watch(master: Weak<Master>) {
-    let mut away: HashMap<NodeId, Instant> = HashMap::new();
+    let mut away: BTreeMap<NodeId, Instant> = BTreeMap::new();
     let mut failed: Option<Instant> = None;
     loop {
         let Some(master) = master.upgrade() else { return };
@@ -73,6 +73,7 @@ pub(super) async fn watch(master: Weak<Master>) {
         drop(view);
         drop(master);
         tokio::select! {
+            biased;
             () = stop.cancelled() => return,
             () = time::sleep(PROBE) => {}
         }

@@ -2,14 +2,13 @@
 //! numbers (repaired blocks: one event for many) or with time (a suspended volume that turned read-only).
 
 use super::master::Master;
+use crate::exec::{sync::Mutex, time};
 use crate::volume::{Configuration, EventKind, NodeId, changes};
-use parking_lot::Mutex;
 use std::{
     collections::BTreeMap,
     sync::{Arc, Weak},
     time::Duration,
 };
-use tokio::time;
 
 /// Time between two looks.
 const TICK: Duration = Duration::from_millis(500);
@@ -104,6 +103,7 @@ pub(super) async fn keep_telling(master: Weak<Master>) {
         master.tell_read_only();
         drop::<Arc<Master>>(master);
         tokio::select! {
+            biased;
             () = stop.cancelled() => {}
             () = time::sleep(TICK) => {}
         }

@@ -15,16 +15,19 @@ use super::{
     master::{MAX_FOLLOWS, Master, over},
     store::CopyError,
 };
-use crate::{block::DeviceError, volume::NodeId};
+use crate::{
+    block::DeviceError,
+    exec::time::{self, Instant},
+    volume::NodeId,
+};
 use futures::future::try_join_all;
 use std::{
     sync::{
-        Arc, LazyLock,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
-use tokio::time;
 
 /// Pause until a copy that did not answer is asked again.
 const RETRY: Duration = Duration::from_millis(100);
@@ -34,11 +37,9 @@ pub(super) const PROMISE: Duration = Duration::from_secs(1);
 /// For how long a master uses it.
 const USED: Duration = PROMISE.saturating_mul(3).checked_div(4).unwrap();
 
-static BASE: LazyLock<Instant> = LazyLock::new(Instant::now);
-
-/// Time since [`BASE`], which is before any other call's.
+/// Time since [`time::base`].
 fn nanoseconds(at: Instant) -> u64 {
-    u64::try_from(at.saturating_duration_since(*BASE).as_nanos()).unwrap_or(u64::MAX)
+    u64::try_from(at.saturating_duration_since(time::base()).as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// What a copy promised last.

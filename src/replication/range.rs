@@ -4,7 +4,7 @@
 //! order; by the copying of an extent; by a repair. A call locks all its ranges at once, so there is no deadlock. Bounded by
 //! the number of calling threads.
 
-use parking_lot::{Condvar, Mutex};
+use crate::exec::sync::{Condvar, Mutex};
 
 struct Entry {
     id: u64,

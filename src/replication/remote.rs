@@ -9,23 +9,26 @@
 use super::{
     env::ConfigError,
     master::{Environment, batches},
-    service::{Caller, DataClient, DataRequest, DataResponse, MAX_DATA, RemoteError},
+    service::{Caller, MAX_DATA, RemoteError},
+    wire::{self, Client, Open},
 };
 use crate::{
     block::{BLOCK_SIZE, BlockDevice, DeviceError, Write},
-    rpc::{self, Identity, Kind, Limits, within},
+    exec::{
+        sync::Mutex,
+        time::{self, Instant},
+    },
+    rpc::{Identity, Kind, Limits, within},
     volume::{NodeId, VolumeId},
 };
-use parking_lot::Mutex;
 use std::{
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 use tarpc::client::RpcError;
-use tokio::time;
 use tokio_util::sync::CancellationToken;
 
 /// Pause between attempts to find the master.
@@ -41,7 +44,7 @@ const READ_DEADLINE: Duration = Duration::from_secs(2);
 #[derive(Clone)]
 struct Link {
     master: NodeId,
-    client: DataClient,
+    client: Client,
     caller: Caller,
     /// Calls that were answered.
     answered: Arc<AtomicU64>,
@@ -95,7 +98,7 @@ impl RemoteDevice {
             attachment,
             io_timeout: state.io_timeout,
             // Beyond those of an earlier device of the same mount, should its daemon have restarted.
-            session: AtomicU64::new(u64::try_from(jiff::Timestamp::now().as_microsecond()).unwrap_or(1)),
+            session: AtomicU64::new(u64::try_from(time::wall().as_microsecond()).unwrap_or(1)),
             blocks: AtomicU64::new(state.blocks),
             link: Mutex::new(None),
             connecting: tokio::sync::Mutex::new(()),
@@ -136,17 +139,13 @@ impl RemoteDevice {
         let Some(master) = state.configuration.master else {
             return Err(later("it has no master".to_owned()));
         };
-        let Some(address) = self.environment.peers.address(master) else {
-            return Err(later(format!("the address of its master, node {master}, is unknown")));
-        };
-        let connection = rpc::connect(&address, Kind::Data, &self.identity, CONNECT_DEADLINE)
-            .await
-            .map_err(|error| later(error.to_string()))?;
-        let stop = CancellationToken::new();
-        let (channel, _) = rpc::call::<DataRequest, DataResponse>(connection, Limits::default(), stop.clone());
+        let peers = &*self.environment.peers;
+        let limits = Limits::default();
+        let opened = wire::open(peers, master, Kind::Data, &self.identity, limits, CONNECT_DEADLINE).await;
+        let Open { client, stop, .. } = opened.map_err(|error| later(error.to_string()))?;
         let link = Link {
             master,
-            client: DataClient::from(channel),
+            client,
             caller: Caller {
                 attachment: self.attachment,
                 session: self.session.fetch_add(1, Ordering::SeqCst) + 1,

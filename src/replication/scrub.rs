@@ -4,10 +4,10 @@
 //! How fast a pass goes and where it stands is the caller's business: [`Master::scrub_extents`] does a few extents.
 
 use super::{
-    link::{LinkError, Open, Replica, flatten},
+    link::{LinkError, Replica, flatten},
     master::Master,
-    service::DataClient,
     store::CopyError,
+    wire::{Client, Open},
 };
 use crate::{
     block::{BLOCK_SIZE, BlockDevice, DeviceError, EXTENT_BLOCKS, EXTENT_SIZE},
@@ -60,7 +60,7 @@ fn of(copies: &mut Vec<ScrubbedCopy>, node: NodeId) -> &mut ScrubbedCopy {
     &mut copies[at]
 }
 
-type Link = (Arc<Replica>, DataClient, DropGuard);
+type Link = (Arc<Replica>, Client, DropGuard);
 
 impl Master {
     /// The extents that there are to scrub, ascending: those that any in-sync copy holds. Blocks.

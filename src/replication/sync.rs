@@ -7,19 +7,23 @@
 
 use super::{
     change::{Failure, View, failures},
-    link::{ALL, LinkError, Open, Replica, flatten},
+    link::{ALL, LinkError, Replica, flatten},
     master::Master,
-    service::{Blocks, DataClient, Position},
+    service::{Blocks, Position},
     store::{CopyError, Sum, ZERO_SUM},
+    wire::{Client, Open},
 };
 use crate::{
     block::{BLOCK_SIZE, BlockDevice, DeviceError, EXTENT_BLOCKS, EXTENT_SIZE, sums_of},
+    exec::{
+        sync::Mutex,
+        task, thread,
+        time::{self, Instant},
+    },
     rpc::{Kind, Payload, Sums, within},
     volume::{EventKind, NodeId},
 };
 use bytes::Bytes;
-use jiff::Timestamp;
-use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -27,9 +31,8 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
-use tokio::{task, time};
 use tokio_util::sync::CancellationToken;
 
 /// Blocks sent in one message.
@@ -177,7 +180,7 @@ impl SyncError {
 /// One of two copies that are compared.
 pub(super) enum Side<'a> {
     Local,
-    Remote(&'a Replica, &'a DataClient),
+    Remote(&'a Replica, &'a Client),
 }
 
 impl Master {
@@ -352,7 +355,7 @@ impl Master {
     }
 
     /// Connects to a syncing copy, makes it if it is not there, and shows it to writes at mark 0.
-    async fn add_syncing(&self, node: NodeId) -> Result<(Arc<Replica>, DataClient, CancellationToken), SyncError> {
+    async fn add_syncing(&self, node: NodeId) -> Result<(Arc<Replica>, Client, CancellationToken), SyncError> {
         let _changing = self.changing.lock().await;
         self.clear_doubt(node).await?;
         let view = self.view()?;
@@ -438,9 +441,10 @@ impl Master {
         // Whatever waits for an answer then gets none.
         self.environment.runtime.spawn(async move {
             tokio::select! {
-                () = interrupted.cancelled() => closed.cancel(),
-                () = closed.cancelled() => {}
-            }
+            biased;
+                            () = interrupted.cancelled() => closed.cancel(),
+                            () = closed.cancelled() => {}
+                        }
         });
         let result = self.walk(&replica, &client, progress, stop);
         if result.is_err() {
@@ -463,7 +467,7 @@ impl Master {
             }
             let mut next = View::clone(&view);
             next.reason.clone_from(&failure.why);
-            next.configuration.lose(node, Timestamp::now(), failure.by_itself);
+            next.configuration.lose(node, time::wall(), failure.by_itself);
             next.replicas.retain(|replica| {
                 if replica.node == node {
                     replica.give_up();
@@ -483,7 +487,7 @@ impl Master {
     fn walk(
         &self,
         replica: &Arc<Replica>,
-        client: &DataClient,
+        client: &Client,
         progress: &Progress,
         stop: &CancellationToken,
     ) -> Result<(), SyncError> {
@@ -561,7 +565,7 @@ impl Master {
     }
 
     /// Compares the hashes of `extents`, each batch while no write is in flight there.
-    fn check_equal(&self, client: &DataClient, extents: &BTreeSet<u64>, progress: &Progress) -> Result<(), SyncError> {
+    fn check_equal(&self, client: &Client, extents: &BTreeSet<u64>, progress: &Progress) -> Result<(), SyncError> {
         let all: Vec<u64> = extents.iter().copied().collect();
         for batch in all.chunks(HASHES) {
             let ranges = batch
@@ -581,7 +585,7 @@ impl Master {
         Ok(())
     }
 
-    pub(super) fn fetch_hashes(&self, client: &DataClient, extents: Vec<u64>) -> Result<BTreeMap<u64, Sum>, SyncError> {
+    pub(super) fn fetch_hashes(&self, client: &Client, extents: Vec<u64>) -> Result<BTreeMap<u64, Sum>, SyncError> {
         let call = client.extent_hashes(within(DEADLINE), self.volume, extents.clone());
         let hashes = flatten(self.wait(call), DEADLINE)?;
         match hashes.get() {
@@ -596,7 +600,7 @@ impl Master {
     pub(super) fn give_way(&self, patience: Duration) {
         let started = Instant::now();
         while self.in_foreground() && started.elapsed() < patience {
-            std::thread::sleep(YIELD_STEP);
+            thread::sleep(YIELD_STEP);
         }
     }
 }
@@ -637,9 +641,10 @@ async fn run(master: Arc<Master>, node: NodeId, progress: Arc<Progress>, stop: C
         }
         *progress.error.lock() = Some(error);
         tokio::select! {
-            () = stop.cancelled() => return,
-            () = time::sleep(pause) => {}
-        }
+        biased;
+                    () = stop.cancelled() => return,
+                    () = time::sleep(pause) => {}
+                }
         pause = (pause * 2).min(longest);
     }
 }
@@ -660,25 +665,26 @@ async fn attempt(
     };
     loop {
         tokio::select! {
-            done = &mut work => {
-                return match done {
-                    Ok(Err(_)) if interrupt.is_cancelled() && !stop.is_cancelled() => Err(SyncError::Stuck(stall)),
-                    Ok(result) => result,
-                    Err(error) => Err(SyncError::Device(DeviceError::Io(error.to_string()))),
-                };
-            }
-            () = time::sleep(stall / 4) => {
-                if progress.idle() < stall || interrupt.is_cancelled() {
-                    continue;
+        biased;
+                    done = &mut work => {
+                        return match done {
+                            Ok(Err(_)) if interrupt.is_cancelled() && !stop.is_cancelled() => Err(SyncError::Stuck(stall)),
+                            Ok(result) => result,
+                            Err(error) => Err(SyncError::Device(DeviceError::Io(error.to_string()))),
+                        };
+                    }
+                    () = time::sleep(stall / 4) => {
+                        if progress.idle() < stall || interrupt.is_cancelled() {
+                            continue;
+                        }
+                        let (phase, _) = *progress.at.lock();
+                        let (done, total) = (progress.done.load(Ordering::Relaxed), progress.total.load(Ordering::Relaxed));
+                        let why = format!("nothing for {stall:?} while {}, {done} of {total} bytes done", phase.doing());
+                        tracing::warn!(volume = %master.volume, %node, %why, "a sync makes no progress, interrupting it");
+                        master.tell(EventKind::SyncStuck, Some(node), &why);
+                        *progress.error.lock() = Some(why);
+                        interrupt.cancel();
+                    }
                 }
-                let (phase, _) = *progress.at.lock();
-                let (done, total) = (progress.done.load(Ordering::Relaxed), progress.total.load(Ordering::Relaxed));
-                let why = format!("nothing for {stall:?} while {}, {done} of {total} bytes done", phase.doing());
-                tracing::warn!(volume = %master.volume, %node, %why, "a sync makes no progress, interrupting it");
-                master.tell(EventKind::SyncStuck, Some(node), &why);
-                *progress.error.lock() = Some(why);
-                interrupt.cancel();
-            }
-        }
     }
 }

@@ -1,11 +1,12 @@
 //! Proof that copies are identical, and what a master says of itself.
 
 use super::{
-    link::{LinkError, Open},
+    link::LinkError,
     master::Master,
     stats::StatsSnapshot,
     store::{CopyError, Sum},
     sync::{SyncError, SyncProgress},
+    wire::Open,
 };
 use crate::{
     block::{BlockDevice, DeviceError, EXTENT_BLOCKS},
@@ -192,7 +193,7 @@ impl Master {
     }
 
     /// The extents that another copy holds.
-    pub(super) fn remote_extents(&self, client: &super::service::DataClient) -> Result<Vec<u64>, SyncError> {
+    pub(super) fn remote_extents(&self, client: &super::wire::Client) -> Result<Vec<u64>, SyncError> {
         let mut found: Vec<u64> = Vec::new();
         let mut from = 0;
         loop {

@@ -10,6 +10,7 @@ use super::{
     server::Connection,
     transport::Transport,
 };
+use crate::exec;
 use parking_lot::Mutex;
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
@@ -320,6 +321,6 @@ pub async fn refuses(address: &str) -> bool {
 #[must_use]
 pub fn within(deadline: Duration) -> context::Context {
     let mut context = context::current();
-    context.deadline = Instant::now() + deadline;
+    context.deadline = exec::time::deadline(deadline);
     context
 }

@@ -195,6 +195,19 @@ pub struct Namespace {
     pub created_at: Timestamp,
 }
 
+impl Volume {
+    /// Gives the volume to a mount, and mastership with it where that node's copy is in sync.
+    pub fn claim(&mut self, claim: MountClaim) {
+        let configuration = &mut self.configuration;
+        if configuration.master != Some(claim.node) && configuration.in_sync.contains(&claim.node) {
+            configuration.master = Some(claim.node);
+            configuration.epoch += 1;
+        }
+        self.mount = Some(claim);
+        self.mounts += 1;
+    }
+}
+
 #[cfg(test)]
 impl Volume {
     /// A volume for tests: `default/v`, formatted, nowhere mounted, its copies not placed.

@@ -354,7 +354,7 @@ impl Cluster {
             observer: self.seen.clone(),
             config: Arc::clone(&self.config) as Arc<dyn ConfigStore>,
             peers: Arc::clone(&self.addresses) as Arc<dyn Peers>,
-            runtime: self.runtime.handle().clone(),
+            runtime: crate::exec::Runtime::of(self.runtime.handle().clone()),
         }
     }
 

@@ -871,8 +871,33 @@ fn an_older_mount_cannot_write_any_more() {
     cluster.config.state.lock().attachment = 3;
     cluster.tell(&master).unwrap();
     assert!(matches!(put(&second, 1, 3, 1), Err(DeviceError::Fenced(_))));
-    master.attach(3).unwrap();
-    assert_eq!(get(&*master, 1), 2);
+    let here = master.attach(3).unwrap();
+    assert_eq!(get(&here, 1), 2);
+    put(&here, 1, 4, 1).unwrap();
+    // And a later one elsewhere: the one here is over, although its master serves on.
+    let fourth = remote(&cluster, 2, 4).unwrap();
+    put(&fourth, 1, 5, 1).unwrap();
+    assert!(matches!(put(&here, 1, 6, 1), Err(DeviceError::Fenced(_))));
+    assert!(matches!(here.flush(), Err(DeviceError::Fenced(_))));
+    let mut buffer = vec![0; BLOCK_SIZE];
+    assert!(matches!(here.read(1, &mut buffer), Err(DeviceError::Fenced(_))));
+    assert_eq!(get(&fourth, 1), 5);
+}
+
+#[test]
+fn a_mount_whose_master_came_to_its_node_needs_the_network_no_more() {
+    let cluster = Cluster::new(2, 0, FailureMode::Soft);
+    let master = cluster.activate(0);
+    // It found the master by itself, over the network, before anybody told it that it is here.
+    let way = remote(&cluster, 0, 1).unwrap();
+    put(&way, 1, 1, 1).unwrap();
+    let here = master.attach(1).unwrap();
+    put(&here, 1, 2, 1).unwrap();
+    assert!(
+        matches!(put(&way, 1, 3, 1), Err(DeviceError::Fenced(_))),
+        "it would overtake the other"
+    );
+    assert_eq!(get(&here, 1), 2);
 }
 
 #[test]
