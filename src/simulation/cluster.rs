@@ -3,7 +3,7 @@
 use super::control::{CONTROL, Plane};
 use super::disk::{Disk, Mounted};
 use super::network::{Network, node};
-use crate::cluster::{Catalog, NewVolume, Timing, View, control, keep_node_alive};
+use crate::cluster::{Catalog, NewVolume, Timing, View, VolumeChange, control, keep_node_alive};
 use crate::exec::{Host, Runtime, World, block_on, task, thread, time};
 use crate::node::control::Control;
 use crate::node::keeper::{Serving, keep};
@@ -11,7 +11,7 @@ use crate::node::records::{Addresses, Records};
 use crate::node::route::Route;
 use crate::replication::{Copies, Environment, Options, ReplicaHost};
 use crate::rpc::Identity;
-use crate::volume::{ClusterId, Labels, Node, NodeId, Volume, VolumeId, VolumeRef};
+use crate::volume::{ClusterId, Labels, Node, NodeId, Volume, VolumeId, VolumeLabels, VolumeRef};
 use futures::channel::oneshot;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
@@ -48,6 +48,7 @@ pub(super) struct Cluster {
     pub(super) network: Arc<Network>,
     pub(super) plane: Arc<Plane>,
     pub(super) volume: VolumeId,
+    name: VolumeRef,
     pub(super) disks: BTreeMap<Host, Arc<Disk>>,
     processes: Mutex<BTreeMap<Host, Arc<Process>>>,
     cluster: ClusterId,
@@ -73,7 +74,7 @@ impl Cluster {
             name: "v".to_owned(),
         };
         let new = NewVolume {
-            name,
+            name: name.clone(),
             description: String::new(),
             size: SIZE,
             labels,
@@ -103,6 +104,7 @@ impl Cluster {
             network,
             plane,
             volume: volume.id,
+            name,
             processes: Mutex::default(),
             cluster,
         });
@@ -204,6 +206,39 @@ impl Cluster {
                 self.network.cut(other, host);
             }
         }
+    }
+
+    /// Asks for another number of replicas, as an operator does; the number that is wanted then.
+    pub(super) fn ask_for_replicas(&self, replicas: u64) -> usize {
+        let catalog = Catalog::new(self.plane.store.clone());
+        let wish = VolumeChange {
+            add: [("storageos.com/replicas".to_owned(), replicas.to_string())].into(),
+            ..VolumeChange::default()
+        };
+        // It may be refused: too many copies are away.
+        let _ = block_on(catalog.change_volume(&self.name, &wish));
+        VolumeLabels::of(&self.record().labels).replicas.into()
+    }
+
+    /// Has a node emptied.
+    pub(super) fn drain(&self, host: Host) {
+        self.set_drained(host, true);
+    }
+
+    /// Nodes may have copies again.
+    pub(super) fn undrain(&self) {
+        for host in self.hosts() {
+            self.set_drained(host, false);
+        }
+    }
+
+    fn set_drained(&self, host: Host, drained: bool) {
+        let catalog = Catalog::new(self.plane.store.clone());
+        let change = catalog.update_node(node(host), |node| {
+            node.drained = drained;
+            Ok(())
+        });
+        block_on(change).unwrap();
     }
 
     /// Whether a node is stopped or cannot reach the control plane.

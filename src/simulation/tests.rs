@@ -58,14 +58,15 @@ fn run(seed: u64, sabotage: Sabotage) -> (String, u64) {
         }
         let judge = Judge::new(&cluster);
         let mut said = vec![format!("{nodes} nodes, {replicas} replicas, {mode}")];
-        let copies = replicas as usize + 1;
+        let mut copies = replicas as usize + 1;
         let mut mount = mount(&cluster, &judge, None, &mut said);
         wait(&cluster, copies, "at first");
         for host in cluster.hosts() {
-            spy(&judge, host);
+            let pause = if broken(Sabotage::FalsePromises) { 10 } else { 100 };
+            spy(&judge, host, Duration::from_millis(pause));
         }
         for _ in 0..2 + chance(3) {
-            faults(&cluster, &judge, copies, &mut said);
+            faults(&cluster, &judge, &mut copies, &mut said);
             if chance(3) == 0 {
                 mount = self::mount(&cluster, &judge, Some(&mount), &mut said);
             }
@@ -147,11 +148,11 @@ fn wait(cluster: &Arc<Cluster>, copies: usize, said: &str) {
 }
 
 /// One or two things go wrong for a while.
-fn faults(cluster: &Arc<Cluster>, judge: &Arc<Judge>, copies: usize, said: &mut Vec<String>) {
+fn faults(cluster: &Arc<Cluster>, judge: &Arc<Judge>, copies: &mut usize, said: &mut Vec<String>) {
     let hosts = cluster.hosts();
     for _ in 0..1 + chance(2) {
         let host = hosts[chance(hosts.len() as u64) as usize];
-        let what = match chance(11) {
+        let what = match chance(13) {
             0 | 1 if cluster.process(host).is_some() => {
                 cluster.kill(host, false);
                 "killed"
@@ -180,12 +181,20 @@ fn faults(cluster: &Arc<Cluster>, judge: &Arc<Judge>, copies: usize, said: &mut 
                 cluster.network.cut(other, host);
                 "cut off from another"
             }
-            7 if cluster.settled(copies) && copies > 1 => harm_a_disk(cluster, judge, host),
+            7 if *copies > 1 && cluster.settled(*copies) => harm_a_disk(cluster, judge, host),
             8 => {
                 cluster.plane.down.store(true, Ordering::SeqCst);
                 "and the control plane is down"
             }
             9 => {
+                *copies = cluster.ask_for_replicas(chance(4).min(hosts.len() as u64 - 1)) + 1;
+                "there, and the number of replicas was changed"
+            }
+            10 => {
+                cluster.drain(host);
+                "drained"
+            }
+            11 => {
                 cluster.network.slow(host, Duration::from_millis(300));
                 "slow"
             }
@@ -228,6 +237,7 @@ fn harm_a_disk(cluster: &Arc<Cluster>, judge: &Arc<Judge>, host: Host) -> &'stat
 
 fn heal(cluster: &Arc<Cluster>) {
     cluster.network.heal();
+    cluster.undrain();
     cluster.plane.down.store(false, Ordering::SeqCst);
     for disk in cluster.disks.values() {
         disk.set_full(false);

@@ -507,14 +507,14 @@ fn step(judge: &Judge, device: &dyn BlockDevice, blocks: &[u64]) -> Result<bool,
 }
 
 /// Reads as a master on `host` would for its mount, whatever it believes: a master that was replaced must not show what is old.
-pub(super) fn spy(judge: &Arc<Judge>, host: Host) {
+pub(super) fn spy(judge: &Arc<Judge>, host: Host, pause: Duration) {
     let Some(process) = judge.cluster.process(host) else {
         return;
     };
     let judge = judge.clone();
     judge.cluster.world.clone().spawn_on(host, "reader", move || {
         loop {
-            thread::sleep(Duration::from_millis(100 + chance(400)));
+            thread::sleep(pause + Duration::from_micros(chance(3 * pause.as_micros() as u64)));
             let Some(master) = process.serving.host.master(judge.cluster.volume) else {
                 continue;
             };
