@@ -136,22 +136,18 @@ async fn follow(serving: &Serving, master: Arc<Master>) {
     let mut told: Option<Arc<Volume>> = None;
     let mut grown = true;
     loop {
-        let record = view.borrow_and_update().volumes.get(&master.volume()).cloned();
-        match record {
-            None => {
-                master.stop();
-                return;
-            }
-            Some(record) if told.as_ref() != Some(&record) => {
-                if let Err(error) = master.configuration_changed(super::records::state(&record)).await {
-                    tracing::debug!(volume = %record.id, %error, "the master did not take a change of its record");
-                }
-                grown = grow(&master, &record).await;
-                told = Some(record);
-            }
-            Some(record) if !grown => grown = grow(&master, &record).await,
-            Some(_) => {}
+        let Some(record) = view.borrow_and_update().volumes.get(&master.volume()).cloned() else {
+            master.stop();
+            return;
+        };
+        let changed = told.as_ref() != Some(&record);
+        if changed && let Err(error) = master.configuration_changed(super::records::state(&record)).await {
+            tracing::debug!(volume = %record.id, %error, "the master did not take a change of its record");
         }
+        if changed || !grown {
+            grown = grow(&master, &record).await;
+        }
+        told = Some(record);
         tokio::select! {
             biased;
             () = stopped.cancelled() => return,

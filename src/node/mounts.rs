@@ -36,8 +36,6 @@ const STILL_SERVED: Duration = Duration::from_millis(500);
 pub(super) const RELEASE_RETRY: Duration = Duration::from_secs(1);
 /// Pause until a file system that could not be grown is tried again.
 const GROW_RETRY: Duration = Duration::from_millis(200);
-/// Longest pause between looks at a mounted volume's size.
-const LONG: Duration = Duration::from_secs(60);
 /// How long an unmount waits for the file system to be closed.
 pub(super) const CLOSE_DEADLINE: Duration = Duration::from_secs(60);
 
@@ -342,27 +340,27 @@ impl Mounts {
 
 /// Grows the file system of a mount when the volume was grown.
 async fn follow_size(mut view: watch::Receiver<Arc<View>>, mount: Arc<Mount>) {
+    let mut grown = 0;
     loop {
-        let record = view.borrow_and_update().volumes.get(&mount.volume).cloned();
-        let grown = match record {
-            Some(record) => {
-                let (mount, size) = (mount.clone(), record.size);
-                // The master grows its copies first; until then this fails, and is tried again.
-                let growing = tokio::task::spawn_blocking(move || mount.grow(size));
-                growing.await.unwrap_or(Ok(()))
+        let size = view
+            .borrow_and_update()
+            .volumes
+            .get(&mount.volume)
+            .map(|record| record.size);
+        if let Some(size) = size.filter(|size| *size != grown) {
+            let growing = mount.clone();
+            // The master grows its copies first; until then this fails, and is tried again.
+            match tokio::task::spawn_blocking(move || growing.grow(size)).await {
+                Ok(Err(error)) => {
+                    tracing::debug!(volume = %mount.name, %error, "the file system is not grown yet");
+                }
+                // Done, or the daemon ends.
+                Ok(Ok(())) | Err(_) => grown = size,
             }
-            None => Ok(()),
-        };
-        let again = match grown {
-            Ok(()) => LONG,
-            Err(error) => {
-                tracing::debug!(volume = %mount.name, %error, "the file system is not grown yet");
-                GROW_RETRY
-            }
-        };
+        }
         tokio::select! {
             () = mount.closed.cancelled() => return,
-            () = tokio::time::sleep(again) => {}
+            () = tokio::time::sleep(GROW_RETRY), if size.is_some_and(|size| size != grown) => {}
             changed = view.changed() => {
                 if changed.is_err() {
                     return;

@@ -220,8 +220,7 @@ impl Master {
 }
 
 /// Waits until an old master reads no more by what this node's copy promised; not for one whose copy was fenced, it knows.
-async fn wait_out(promised: Option<Promise>, fenced: &[NodeId]) {
-    let Some(Promise { to, until }) = promised else { return };
+async fn wait_out(Promise { to, until }: Promise, fenced: &[NodeId]) {
     if to.is_none_or(|node| !fenced.contains(&node)) {
         time::sleep_until(until).await;
     }

@@ -51,12 +51,12 @@ pub(super) struct Entry {
     /// stands first, so that the first settled term clears it.
     tail: Mutex<BTreeMap<(u64, u64), Vec<u64>>>,
     /// The last promise; changed only by whoever holds the gate shared.
-    promised: Mutex<Option<Promise>>,
+    promised: Mutex<Promise>,
 }
 
 impl Entry {
     /// `promised`: what the copy may have promised before it was opened.
-    pub(super) fn new(copy: Arc<dyn Copy>, found: Found, promised: Option<Promise>) -> Self {
+    pub(super) fn new(copy: Arc<dyn Copy>, found: Found, promised: Promise) -> Self {
         let epoch = copy.epoch();
         let intact = AtomicBool::new(found.intact());
         let tail = if found.clean {
@@ -140,12 +140,12 @@ impl Entry {
         if let Some(why) = self.copy.failed() {
             return Err(CopyError::Failed(why));
         }
-        *self.promised.lock() = Some(Promise::to(to));
+        *self.promised.lock() = Promise::to(to);
         Ok(())
     }
 
     /// What the copy promised last. After a fence nobody of before it gets another one.
-    pub(super) fn promised(&self) -> Option<Promise> {
+    pub(super) fn promised(&self) -> Promise {
         *self.promised.lock()
     }
 

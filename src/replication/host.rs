@@ -8,7 +8,7 @@ use super::{
     entry::{Entry, split},
     promise::Promise,
     service::{Blocks, Caller, CopyState, Data, MAX_DATA, MAX_EXTENTS, Position, RemoteError, Stamp},
-    store::{Copies, CopyError, Found},
+    store::{Copies, Copy, CopyError, Found},
 };
 use crate::{
     block::{BLOCK_SIZE, BlockDevice, EXTENT_BLOCKS},
@@ -111,10 +111,14 @@ impl ReplicaHost {
         }
         let (copy, found) = self.copies.open(volume)?;
         tracing::info!(%volume, clean = found.clean, hot = found.hot.len(), "copy opened");
+        Ok(self.enter(&mut open, copy, found))
+    }
+
+    /// Puts a copy that was opened into its slot.
+    fn enter(&self, slot: &mut Option<Arc<Entry>>, copy: Arc<dyn Copy>, found: Found) -> Arc<Entry> {
         let promised = Promise::before(*self.forgot.lock());
-        let entry = Arc::new(Entry::new(copy, found, Some(promised)));
-        *open = Some(Arc::clone(&entry));
-        Ok(entry)
+        let entry = Arc::new(Entry::new(copy, found, promised));
+        Arc::clone(slot.insert(entry))
     }
 
     /// The open copy, made empty if there is none. Blocks.
@@ -140,9 +144,7 @@ impl ReplicaHost {
             same_boot: true,
             hot: Vec::new(),
         };
-        let entry = Arc::new(Entry::new(copy, found, Some(Promise::before(*self.forgot.lock()))));
-        *open = Some(Arc::clone(&entry));
-        Ok(entry)
+        Ok(self.enter(&mut open, copy, found))
     }
 
     /// The copy after it failed, as after a crash. Blocks.

@@ -26,8 +26,10 @@ use std::{
 use tarpc::client::RpcError;
 use tokio_util::sync::CancellationToken;
 
-/// Every extent is below it.
+/// The mark of a copy that holds everything.
 pub(super) const ALL: u64 = u64::MAX;
+/// The mark of a copy that holds nothing yet: every extent is below it.
+const NONE: u64 = ALL - 1;
 /// Bytes of data up to which a message is small: a larger one's copy into the socket takes longer than the wake-up of the thread that
 /// can do it meanwhile.
 const SMALL: usize = 32 << 10;
@@ -67,7 +69,7 @@ pub(super) struct Replica {
     sessions: Arc<AtomicU64>,
     link: Mutex<Option<Link>>,
     attaching: tokio::sync::Mutex<Option<u64>>,
-    /// Writes to extents below it are mirrored, others are skipped; [`ALL`] for a copy in sync.
+    /// Writes to extents from it on are mirrored, those below it are skipped; [`ALL`] for a copy in sync.
     mark: AtomicU64,
     /// Extents that writes skipped, to be copied yet.
     skipped: Mutex<BTreeSet<u64>>,
@@ -97,7 +99,7 @@ impl Replica {
             sessions,
             link: Mutex::new(None),
             attaching: tokio::sync::Mutex::new(None),
-            mark: AtomicU64::new(if in_sync { ALL } else { 0 }),
+            mark: AtomicU64::new(if in_sync { ALL } else { NONE }),
             skipped: Mutex::default(),
             dropped: AtomicBool::new(false),
             joining: AtomicBool::new(false),
@@ -122,11 +124,14 @@ impl Replica {
     }
 
     /// Whether a write to `extents` goes to this copy; if not, they are remembered. Called under the write's range lock, so that
-    /// the mark cannot pass them meanwhile. A write that spans the mark goes whole: blocks above it are compared later.
+    /// the mark cannot pass them meanwhile. A write that spans the mark goes whole: blocks below it are compared later.
     pub(super) fn covers(&self, extents: &[u64]) -> bool {
         let mark = self.mark();
-        if mark == ALL || extents.iter().any(|extent| *extent < mark) {
-            if mark != ALL && extents.iter().any(|extent| *extent >= mark) {
+        if mark == ALL {
+            return true;
+        }
+        if extents.iter().any(|extent| *extent >= mark) {
+            if extents.iter().any(|extent| *extent < mark) {
                 self.skipped.lock().extend(extents);
             }
             return true;
@@ -135,9 +140,9 @@ impl Replica {
         false
     }
 
-    /// The first skipped extent from `from` on.
-    pub(super) fn next_skipped(&self, from: u64) -> Option<u64> {
-        self.skipped.lock().range(from..).next().copied()
+    /// The last skipped extent below `mark`.
+    pub(super) fn next_skipped(&self, mark: u64) -> Option<u64> {
+        self.skipped.lock().range(..mark).next_back().copied()
     }
 
     pub(super) fn forget_skipped(&self, extent: u64) {
@@ -276,7 +281,11 @@ impl Replica {
                 position,
                 blocks,
                 flush,
-            } => link.client.write(context, stamp, position, blocks, flush).await,
+            } => {
+                // One that is not complete is flushed at the end of its sync: until then a flush would only wait for what the sync sent.
+                let flush = flush && self.mark() == ALL;
+                link.client.write(context, stamp, position, blocks, flush).await
+            }
             Change::Flush => link.client.flush(context, stamp).await,
             Change::Discard { position, block, count } => {
                 link.client.discard(context, stamp, position, block, count).await

@@ -13,6 +13,7 @@ use super::{
     host::ReplicaHost,
     link::{ALL, Change, LinkError, Replica},
     notes::Notes,
+    pace::Load,
     range::RangeLock,
     service::{Blocks, Caller, MAX_DATA, MAX_RANGES, Position, RemoteError, Stamp},
     stats::Stats,
@@ -55,7 +56,7 @@ pub struct Options {
     pub reconnect_deadline: Duration,
     /// Time that an activation waits for in-sync copies to answer before it goes on without them.
     pub activation_deadline: Duration,
-    /// Longest pause of a sync for each extent while the volume is in use.
+    /// Longest rest of a sync while the volume is in use: it copies at least an extent in between.
     pub sync_yield: Duration,
     /// First pause before a failed sync starts again; doubles up to 64 times that.
     pub sync_retry: Duration,
@@ -69,7 +70,7 @@ impl Default for Options {
             replica_deadline: Duration::from_secs(5),
             reconnect_deadline: Duration::from_millis(500),
             activation_deadline: Duration::from_secs(10),
-            sync_yield: Duration::from_millis(50),
+            sync_yield: Duration::from_secs(1),
             sync_retry: Duration::from_millis(500),
             sync_stall: Duration::from_secs(60),
         }
@@ -116,8 +117,8 @@ pub struct Master {
     tail: Mutex<Tail>,
     flushes: Group,
     pub(super) confirmations: Group,
-    /// Device calls in progress: a sync yields to them.
-    foreground: AtomicUsize,
+    /// Device calls: a sync yields to them.
+    foreground: Foreground,
     blocks: AtomicU64,
     /// The latest mount's claim: device calls of older ones are refused.
     attachment: AtomicU64,
@@ -133,7 +134,7 @@ pub struct Master {
 /// To which copies a change goes besides the local one.
 #[derive(Clone, Copy)]
 enum Reach<'a> {
-    /// All in sync, and those syncing whose mark is past one of the extents.
+    /// All in sync, and those syncing whose mark has passed one of the extents.
     Mirrored(&'a [u64]),
     /// All that hold everything.
     Complete,
@@ -147,11 +148,27 @@ enum Outcome {
     Suspended,
 }
 
-struct Busy<'a>(&'a AtomicUsize);
+#[derive(Default)]
+struct Foreground {
+    in_progress: AtomicUsize,
+    ended: AtomicU64,
+    /// Nanoseconds that those took which ended.
+    took: AtomicU64,
+}
+
+/// A device call in progress.
+struct Busy<'a> {
+    foreground: &'a Foreground,
+    since: Instant,
+}
 
 impl Drop for Busy<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        // Enough for five centuries.
+        let took = self.since.elapsed().as_nanos() as u64;
+        self.foreground.took.fetch_add(took, Ordering::Relaxed);
+        self.foreground.ended.fetch_add(1, Ordering::Relaxed);
+        self.foreground.in_progress.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -191,7 +208,7 @@ impl Master {
             }),
             flushes: Group::default(),
             confirmations: Group::default(),
-            foreground: AtomicUsize::new(0),
+            foreground: Foreground::default(),
             blocks: AtomicU64::new(blocks),
             attachment: AtomicU64::new(parts.attachment),
             remote: RwLock::new(Caller {
@@ -239,12 +256,24 @@ impl Master {
     }
 
     pub(super) fn in_foreground(&self) -> bool {
-        self.foreground.load(Ordering::Relaxed) > 0
+        self.foreground.in_progress.load(Ordering::Relaxed) > 0
+    }
+
+    /// What device calls have come to.
+    pub(super) fn load(&self) -> Load {
+        Load {
+            ended: self.foreground.ended.load(Ordering::Relaxed),
+            took: Duration::from_nanos(self.foreground.took.load(Ordering::Relaxed)),
+            in_progress: self.in_foreground(),
+        }
     }
 
     fn busy(&self) -> Busy<'_> {
-        self.foreground.fetch_add(1, Ordering::Relaxed);
-        Busy(&self.foreground)
+        self.foreground.in_progress.fetch_add(1, Ordering::Relaxed);
+        Busy {
+            foreground: &self.foreground,
+            since: Instant::now(),
+        }
     }
 
     fn begin(&self) -> Position {

@@ -42,12 +42,12 @@
 //! [`Options::activation_deadline`] leaves the set first, as above.
 //!
 //! # A sync
-//! A syncing copy is fenced (and made, if absent) and gets a high-water mark, counted in extents, that rises from 0. For each
-//! extent that either copy holds, under the lock of its range: compare hashes, then the sums of blocks, send what differs, raise the mark. Writes below the
-//! mark go to the copy too; those above skip it and leave their extent on a list; those across wait for the lock. At the end the mark is
-//! above everything, the copy is flushed, all hashes are compared once more, and a swap moves it to `in_sync`. A failed sync leaves
-//! nothing behind that a new one would not correct: it starts again, and costs only what still differs. It pauses for each extent while the volume is
-//! in use, for a bounded time.
+//! A syncing copy is fenced (and made, if absent) and gets a mark, counted in extents, that falls from above everything. For each
+//! extent that either copy holds, under the lock of its range: compare hashes, then the sums of blocks, send what differs, lower the mark. Writes above the
+//! mark go to the copy too, though not their flushes; those below skip it and leave their extent on a list; those across wait for the lock. At the end,
+//! while no write is in flight, the copy becomes one that gets everything; then it is flushed, all hashes are compared once more, and a swap moves it to
+//! `in_sync`. A failed sync leaves nothing behind that a new one would not correct: it starts again, and costs only what still differs. While the volume
+//! is in use it rests between extents, so long that the foreground keeps its speed, and never longer than a bound (`pace`).
 //!
 //! # Reads and repair
 //! Reads are local and verified, and need the promise of the other copies in sync (`promise`), which the probe renews.
@@ -81,6 +81,7 @@ mod link;
 mod master;
 mod monitor;
 mod notes;
+mod pace;
 mod promise;
 mod range;
 mod remote;

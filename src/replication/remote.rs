@@ -157,29 +157,18 @@ impl RemoteDevice {
         let open = link
             .client
             .device_open(within(self.io_timeout), self.volume, link.caller);
-        match self.watched(&link, open).await {
+        let failure = match self.watched(&link, open).await {
             Ok(Ok(blocks)) => {
                 self.blocks.fetch_max(blocks, Ordering::SeqCst);
                 *self.link.lock() = Some(link.clone());
-                Ok(link)
+                return Ok(link);
             }
-            Ok(Err(RemoteError::NotMaster)) => {
-                link.stop.cancel();
-                Err(later(format!("node {master} does not serve it yet")))
-            }
-            Ok(Err(RemoteError::Unavailable(why))) => {
-                link.stop.cancel();
-                Err(later(why))
-            }
-            Ok(Err(error)) => {
-                link.stop.cancel();
-                Err(RemoteFailure::Final(error.into()))
-            }
-            Err(error) => {
-                link.stop.cancel();
-                Err(later(error))
-            }
-        }
+            Ok(Err(RemoteError::NotMaster)) => later(format!("node {master} does not serve it yet")),
+            Ok(Err(RemoteError::Unavailable(why))) | Err(why) => later(why),
+            Ok(Err(error)) => RemoteFailure::Final(error.into()),
+        };
+        link.stop.cancel();
+        Err(failure)
     }
 
     /// Waits for a call for as long as its node answers, this call's pings or other calls, and is the master by the record: a call may

@@ -1,20 +1,22 @@
 //! Bringing copies up to date: comparing two copies and sending what differs.
 //!
 //! [`Master::copy_extent`] makes one extent of a copy equal to another's; activation uses it for the tail, a sync for the
-//! whole volume. A sync walks the extents upwards under the high-water mark of its [`Replica`]: each step holds the range lock from
-//! the mark to the end of the extent that it copies, then raises the mark past it. A write above the mark that skips the copy leaves its
-//! extents on a list, which the walk visits too. It runs on a thread of its own, over its own connection.
+//! whole volume. A sync walks the extents downwards: each step holds the range lock from the extent that it copies to the mark of its
+//! [`Replica`], then lowers the mark to it. A write below the mark that skips the copy leaves its
+//! extents on a list, which the walk visits too. The lowest extents come last since a file system keeps there what it writes for every
+//! fsync: until then the foreground hardly waits for the copy. It runs on a thread of its own, over its own connection.
 
 use super::{
     change::{Failure, View, failures},
     link::{ALL, LinkError, Replica, flatten},
     master::Master,
+    pace::Pace,
     service::{Blocks, Position},
     store::{CopyError, Sum, ZERO_SUM},
     wire::{Client, Open},
 };
 use crate::{
-    block::{BLOCK_SIZE, BlockDevice, DeviceError, EXTENT_BLOCKS, EXTENT_SIZE, sums_of},
+    block::{BLOCK_SIZE, BlockDevice, DeviceError, EXTENT_BLOCKS, EXTENT_SIZE},
     exec::{
         sync::Mutex,
         task, thread,
@@ -302,7 +304,8 @@ impl Master {
             let (block, run) = (first + at, end - at);
             // Read in any case: a sum may be what is wrong, and must not be spread. What a mended block became counts.
             let data = self.read_mending(source, block, run)?;
-            let sums = sums_of(&data);
+            // What was read has just been compared with them.
+            let sums = self.side_sums(source, block, run)?;
             let data = sums.iter().any(|sum| *sum != ZERO_SUM).then_some(data);
             self.side_write(target, block, run, data, &sums)?;
             differed += run;
@@ -354,7 +357,7 @@ impl Master {
             .collect()
     }
 
-    /// Connects to a syncing copy, makes it if it is not there, and shows it to writes at mark 0.
+    /// Connects to a syncing copy, makes it if it is not there, and shows it to writes, which skip it yet.
     async fn add_syncing(&self, node: NodeId) -> Result<(Arc<Replica>, Client, CancellationToken), SyncError> {
         let _changing = self.changing.lock().await;
         self.clear_doubt(node).await?;
@@ -504,19 +507,18 @@ impl Master {
         progress
             .total
             .store(extents.len() as u64 * EXTENT_SIZE, Ordering::Relaxed);
-        // Nobody but this walk changes the copy above its mark, so its hashes may be asked for ahead.
+        let mut pace = Pacer::new(self);
+        // Nobody but this walk changes the copy below its mark, so its hashes may be asked for ahead.
         let mut hashes: BTreeMap<u64, Sum> = BTreeMap::new();
         loop {
-            if stop.is_cancelled() || replica.is_dropped() {
-                return Err(SyncError::Dropped);
-            }
-            self.give_way(self.options.sync_yield);
+            pace.rest(replica, stop)?;
             let mark = replica.mark();
-            let listed = extents.range(mark..).next().copied();
+            let listed = extents.range(..mark).next_back().copied();
             let skipped = replica.next_skipped(mark);
-            let Some(next) = [listed, skipped].into_iter().flatten().min() else {
-                // Nothing above the mark, as far as known: hold all writes for a moment to be sure.
-                let _range = self.ranges.lock(vec![(mark * EXTENT_BLOCKS, u64::MAX)]);
+            let Some(next) = [listed, skipped].into_iter().flatten().max() else {
+                // Nothing below the mark, as far as known: hold all writes for a moment to be sure. Also those above it, which
+                // are not flushed there: they end before the flush that follows begins.
+                let _range = self.ranges.lock(vec![(0, u64::MAX)]);
                 if replica.next_skipped(mark).is_none() {
                     replica.set_mark(ALL);
                     break;
@@ -524,12 +526,12 @@ impl Master {
                 continue;
             };
             if listed == Some(next) && !hashes.contains_key(&next) {
-                hashes = self.fetch_hashes(client, extents.range(next..).take(HASHES).copied().collect())?;
+                hashes = self.fetch_hashes(client, extents.range(..=next).rev().take(HASHES).copied().collect())?;
             }
             let _range = self
                 .ranges
-                .lock(vec![(mark * EXTENT_BLOCKS, (next + 1).saturating_mul(EXTENT_BLOCKS))]);
-            if replica.next_skipped(mark).is_some_and(|earlier| earlier < next) {
+                .lock(vec![(next * EXTENT_BLOCKS, mark.saturating_mul(EXTENT_BLOCKS))]);
+            if replica.next_skipped(mark).is_some_and(|higher| higher > next) {
                 continue;
             }
             let local = self.local.copy().extent_hash(next).map_err(SyncError::Local)?;
@@ -539,7 +541,7 @@ impl Master {
                 self.stats.sent(sent);
             }
             replica.forget_skipped(next);
-            replica.set_mark(next + 1);
+            replica.set_mark(next);
             progress.done.fetch_add(EXTENT_SIZE, Ordering::Relaxed);
             progress.moved();
             extents.insert(next);
@@ -557,30 +559,30 @@ impl Master {
             Err(error) => return Err(error.into()),
         }
         progress.enter(Phase::Comparing);
-        self.check_equal(client, &extents, progress)?;
+        for batch in extents.iter().copied().collect::<Vec<_>>().chunks(HASHES) {
+            pace.rest(replica, stop)?;
+            self.check_equal(client, batch)?;
+            progress.moved();
+        }
         progress.enter(Phase::Joining);
         let sent = progress.sent.load(Ordering::Relaxed);
         let reason = format!("copy complete, {sent} blocks sent");
         self.wait(self.complete(replica, &reason))
     }
 
-    /// Compares the hashes of `extents`, each batch while no write is in flight there.
-    fn check_equal(&self, client: &Client, extents: &BTreeSet<u64>, progress: &Progress) -> Result<(), SyncError> {
-        let all: Vec<u64> = extents.iter().copied().collect();
-        for batch in all.chunks(HASHES) {
-            let ranges = batch
-                .iter()
-                .map(|extent| (extent * EXTENT_BLOCKS, (extent + 1) * EXTENT_BLOCKS))
-                .collect();
-            let _range = self.ranges.lock(ranges);
-            let theirs = self.fetch_hashes(client, batch.to_vec())?;
-            for extent in batch {
-                let local = self.local.copy().extent_hash(*extent).map_err(SyncError::Local)?;
-                if theirs.get(extent) != Some(&local) {
-                    return Err(SyncError::Differs(*extent));
-                }
+    /// Compares the hashes of some extents while no write is in flight there.
+    fn check_equal(&self, client: &Client, extents: &[u64]) -> Result<(), SyncError> {
+        let ranges = extents
+            .iter()
+            .map(|extent| (extent * EXTENT_BLOCKS, (extent + 1) * EXTENT_BLOCKS))
+            .collect();
+        let _range = self.ranges.lock(ranges);
+        let theirs = self.fetch_hashes(client, extents.to_vec())?;
+        for extent in extents {
+            let local = self.local.copy().extent_hash(*extent).map_err(SyncError::Local)?;
+            if theirs.get(extent) != Some(&local) {
+                return Err(SyncError::Differs(*extent));
             }
-            progress.moved();
         }
         Ok(())
     }
@@ -601,6 +603,41 @@ impl Master {
         let started = Instant::now();
         while self.in_foreground() && started.elapsed() < patience {
             thread::sleep(YIELD_STEP);
+        }
+    }
+}
+
+/// Keeps a sync's pace.
+struct Pacer<'a> {
+    master: &'a Master,
+    started: Instant,
+    pace: Pace,
+}
+
+impl<'a> Pacer<'a> {
+    fn new(master: &'a Master) -> Self {
+        Self {
+            master,
+            started: Instant::now(),
+            pace: Pace::new(Duration::ZERO, master.load(), master.options.sync_yield),
+        }
+    }
+
+    /// Lets the foreground go first where it is due; an error if the sync is over.
+    fn rest(&mut self, replica: &Replica, stop: &CancellationToken) -> Result<(), SyncError> {
+        loop {
+            if stop.is_cancelled() || replica.is_dropped() {
+                return Err(SyncError::Dropped);
+            }
+            // Calls may wait for this very copy.
+            if self.master.last_view().blocked().is_some() {
+                return Ok(());
+            }
+            let syncs = self.master.syncs.lock().len();
+            match self.pace.next(self.started.elapsed(), self.master.load(), syncs) {
+                None => return Ok(()),
+                Some(rest) => thread::sleep(rest),
+            }
         }
     }
 }

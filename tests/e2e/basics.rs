@@ -66,23 +66,8 @@ fn files_written_through_a_mount_are_on_three_identical_copies() {
 #[test]
 fn a_volume_grows_while_it_is_mounted_on_the_master_or_elsewhere_or_not_at_all() {
     let mut cluster = Cluster::start(3);
-    cluster
-        .cli(&[
-            "volume",
-            "create",
-            "--size",
-            "65MiB",
-            "--label",
-            "storageos.com/replicas=1",
-            "data",
-        ])
-        .ok();
-    let without = (0..3)
-        .find(|n| {
-            let name = &cluster.nodes[*n].name;
-            cluster.master("data") != *name && !cluster.replicas("data", "healthy").contains(name)
-        })
-        .unwrap();
+    cluster.create_sized("data", "65MiB", &["storageos.com/replicas=1"]);
+    let without = cluster.without_copy("data")[0];
     let room = |mount: &Path| -> u64 {
         let said = run("df", &["-B1", "--output=size", mount.to_str().unwrap()]).ok();
         said.lines().nth(1).unwrap().trim().parse().unwrap()
@@ -126,7 +111,7 @@ fn a_volume_grows_while_it_is_mounted_on_the_master_or_elsewhere_or_not_at_all()
 #[test]
 fn df_and_findmnt_show_the_volume() {
     let mut cluster = Cluster::start(1);
-    cluster.cli(&["volume", "create", "--size", "2GiB", "data"]).ok();
+    cluster.create_sized("data", "2GiB", &[]);
     let mount = cluster.mount(0, "default/data");
     let at = mount.to_str().unwrap();
     let found = run("findmnt", &["-n", "-o", "SOURCE,FSTYPE", at]).ok();
@@ -165,14 +150,7 @@ fn a_second_mount_elsewhere_is_refused_and_says_where_the_first_is() {
     let second = cluster.mount_with(1, "default/data", "rw").unwrap();
     cluster.unmount(&second);
     cluster.cli(&["volume", "rm", "data"]).ok();
-    eventually("the copies' directories are gone", || {
-        let left = cluster
-            .nodes
-            .iter()
-            .map(|n| fs::read_dir(n.directory.join("volumes")).map_or(0, Iterator::count))
-            .sum::<usize>();
-        (left == 0).then_some(())
-    });
+    cluster.wait_for_copies_on_disks(0);
 }
 
 #[test]

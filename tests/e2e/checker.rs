@@ -129,11 +129,11 @@ impl Blocks {
         let (file, stopped, done, ticks) = (path.to_owned(), stop.clone(), rounds.clone(), pauses.clone());
         let thread = std::thread::spawn(move || {
             own_descriptors()?;
-            let file_ = File::options().create(true).truncate(true).write(true).open(&file)?;
+            let written = File::options().create(true).truncate(true).write(true).open(&file)?;
             // Past the kernel's cache: what the volume says is what is compared.
             let direct = File::options().read(true).custom_flags(libc::O_DIRECT).open(&file)?;
             while !stopped.load(Ordering::Relaxed) {
-                work.write(&file_)?;
+                work.write(&written)?;
                 ticks.tick();
                 work.compare(&direct)?;
                 done.fetch_add(1, Ordering::SeqCst);

@@ -1,6 +1,6 @@
 //! Damaged disks: full, flipped bits, wrong sums, truncated control store. Found, named, contained.
 
-use crate::harness::{Cluster, bash, eventually, run};
+use crate::harness::{Cluster, bash, eventually, mount_tmpfs};
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -38,13 +38,7 @@ pub fn flip_bits(path: &Path, from: u64) -> usize {
 /// Starts so many nodes; the second one's directory is on a disk of 64 MiB.
 fn with_a_small_disk(count: usize) -> Cluster {
     let mut cluster = Cluster::prepare(count, |_| vec![]);
-    let small = cluster.nodes[1].directory.clone();
-    fs::create_dir_all(&small).unwrap();
-    run(
-        "mount",
-        &["-t", "tmpfs", "-o", "size=64m", "tmpfs", small.to_str().unwrap()],
-    )
-    .ok();
+    mount_tmpfs(&cluster.nodes[1].directory, "64m");
     for node in &mut cluster.nodes {
         node.start();
     }
@@ -89,9 +83,7 @@ fn a_corrupted_sums_file_is_found_and_mended_from_the_other_copy() {
     let damaged = copy_directory(&cluster.nodes[0].directory);
     assert!(flip_bits(&damaged.join("sums"), 0) > 0);
     cluster.nodes[0].start();
-    eventually("both copies are in sync", || {
-        (cluster.replicas("data", "healthy").len() == 1).then_some(())
-    });
+    cluster.wait_for_copies("data", 2);
     let mount = cluster.mount(0, "default/data");
     assert_eq!(bash(&mount, "sha256sum f*").ok(), sums);
     cluster.unmount(&mount);

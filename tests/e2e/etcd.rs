@@ -55,14 +55,6 @@ fn can_create(cluster: &Cluster, volume: &str) {
     });
 }
 
-/// The node that holds no copy of a volume of three nodes.
-fn without_copy(cluster: &Cluster, volume: &str) -> usize {
-    let mut holders = cluster.replicas(volume, "healthy");
-    holders.push(cluster.master(volume));
-    let node = cluster.nodes.iter().position(|n| !holders.contains(&n.name));
-    node.expect("one node has no copy")
-}
-
 #[test]
 fn files_are_written_while_etcd_is_away_and_a_killed_master_is_replaced_when_it_is_there() {
     let mut etcd = Etcd::start();
@@ -84,7 +76,7 @@ fn files_are_written_while_etcd_is_away_and_a_killed_master_is_replaced_when_it_
 
     let one_copy_is_enough = "storageos.com/failure.mode=alwayson";
     cluster.create_with("data", &["storageos.com/replicas=1", one_copy_is_enough]);
-    let node = without_copy(&cluster, "data");
+    let node = cluster.without_copy("data")[0];
     let mount = cluster.mount(node, "default/data");
     let writer = Writer::start(&mount.join("lines"));
     writer.goes_on(20);

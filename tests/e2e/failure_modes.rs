@@ -168,9 +168,6 @@ fn replicas_go_up_and_down_on_a_mounted_volume_under_load() {
     writer.ends_well();
     cluster.unmount(&mount);
     cluster.verify_identical("data", 3);
-    eventually("nodes without a copy have removed theirs", || {
-        let with =
-            |node: &crate::harness::Node| std::fs::read_dir(node.directory.join("volumes")).map_or(0, Iterator::count);
-        (cluster.nodes.iter().map(with).sum::<usize>() == 3).then_some(())
-    });
+    // Nodes without a copy have removed theirs.
+    cluster.wait_for_copies_on_disks(3);
 }

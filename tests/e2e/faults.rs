@@ -30,21 +30,10 @@ fn create(cluster: &Cluster, replicas: u8, mode: &str, timeout: &str) {
 }
 
 fn create_with(cluster: &Cluster, labels: &[&str]) {
-    let mut arguments = vec!["volume", "create", "--size", "512MiB"];
-    for label in labels {
-        arguments.extend(["--label", label]);
-    }
-    arguments.push("data");
-    cluster.cli(&arguments).ok();
+    cluster.create_sized("data", "512MiB", labels);
     eventually("the new volume is healthy", || {
         (cluster.inspect("data")["health"] == "healthy").then_some(())
     });
-}
-
-/// Indexes of the nodes without a copy.
-fn without_copy(net: &Net) -> Vec<usize> {
-    let holders = net.holders("data");
-    (0..net.nodes.len()).filter(|i| !holders.contains(i)).collect()
 }
 
 /// Waits until another node than this one is the master.
@@ -62,7 +51,7 @@ fn another_master_than(net: &Net, old: usize) -> usize {
 fn one_master_for_each_epoch(net: &Net) {
     let mut masters: BTreeMap<u64, usize> = BTreeMap::new();
     for node in 0..net.nodes.len() {
-        let log = net.whole_log(node);
+        let log = net.nodes[node].whole_log();
         let lines = log
             .lines()
             .filter(|l| l.contains("master active") || l.contains("serving as master volume"));
@@ -97,7 +86,7 @@ fn all_is_well(net: &mut Net, mount: &Path, written: Written, copies: usize, nod
 fn a_master_that_is_cut_off_silently_is_replaced_and_a_mount_elsewhere_goes_on() {
     let mut net = Net::start(5, |_| vec![]);
     create(&net, 2, "soft", PATIENT);
-    let elsewhere = without_copy(&net)[0];
+    let elsewhere = net.without_copy("data")[0];
     let mount = net.mount(elsewhere, "default/data");
     let load = Load::start(&mount, 1);
     let master = net.holders("data")[0];
@@ -122,7 +111,8 @@ fn a_stopped_master_that_wakes_after_another_took_over_writes_through_it() {
     net.continue_daemon(old);
     load.goes_on();
     eventually("the old master has noticed", || {
-        net.whole_log(old)
+        net.nodes[old]
+            .whole_log()
             .contains("not serving as master any more")
             .then_some(())
     });
@@ -331,7 +321,7 @@ fn a_node_whose_disk_was_full_takes_part_in_the_control_plane_again() {
     }
     eventually("its replica has stopped", || {
         net.nodes[1]
-            .log()
+            .whole_log()
             .contains("replica of the control plane stopped")
             .then_some(())
     });
@@ -535,7 +525,7 @@ fn create_on_chosen_nodes(net: &Net, mode: &str, random: &mut SmallRng) {
 }
 
 fn mount_somewhere(net: &mut Net, random: &mut SmallRng) -> (usize, PathBuf) {
-    let mut choices = without_copy(net);
+    let mut choices = net.without_copy("data");
     if random.random_bool(0.5) {
         choices = (0..net.nodes.len()).filter(|i| !choices.contains(i)).collect();
     }

@@ -205,9 +205,14 @@ impl Node {
         Said::from(output)
     }
 
+    /// The daemon's whole log.
+    pub fn whole_log(&self) -> String {
+        fs::read_to_string(self.directory.join("log")).unwrap_or_default()
+    }
+
     /// The end of the daemon's log, for failure messages.
     pub fn log(&self) -> String {
-        let text = fs::read_to_string(self.directory.join("log")).unwrap_or_default();
+        let text = self.whole_log();
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(40)..].join("\n")
     }
@@ -349,7 +354,19 @@ impl Cluster {
     /// Creates a volume with these labels (`KEY=VALUE`).
     #[track_caller]
     pub fn create_with(&self, volume: &str, labels: &[&str]) {
+        self.create_as(volume, &[], labels);
+    }
+
+    /// Creates a volume of this size with these labels.
+    #[track_caller]
+    pub fn create_sized(&self, volume: &str, size: &str, labels: &[&str]) {
+        self.create_as(volume, &["--size", size], labels);
+    }
+
+    #[track_caller]
+    fn create_as(&self, volume: &str, options: &[&str], labels: &[&str]) {
         let mut arguments = vec!["volume", "create"];
+        arguments.extend(options);
         for label in labels {
             arguments.extend(["--label", label]);
         }
@@ -395,6 +412,38 @@ impl Cluster {
             .collect()
     }
 
+    /// The indexes of the nodes that hold a copy in sync, the master's first.
+    #[track_caller]
+    pub fn holders(&self, volume: &str) -> Vec<usize> {
+        let mut names = vec![self.master(volume)];
+        names.extend(self.replicas(volume, "healthy"));
+        names.iter().map(|name| self.index(name)).collect()
+    }
+
+    /// The indexes of the nodes that hold no copy in sync.
+    #[track_caller]
+    pub fn without_copy(&self, volume: &str) -> Vec<usize> {
+        let holders = self.holders(volume);
+        (0..self.nodes.len()).filter(|i| !holders.contains(i)).collect()
+    }
+
+    /// Waits until a volume has so many copies in sync.
+    #[track_caller]
+    pub fn wait_for_copies(&self, volume: &str, copies: usize) {
+        eventually(&format!("{volume} has {copies} in-sync copies"), || {
+            (self.replicas(volume, "healthy").len() + 1 == copies).then_some(())
+        });
+    }
+
+    /// Waits until so many copies, of all volumes, are on the disks of all nodes.
+    #[track_caller]
+    pub fn wait_for_copies_on_disks(&self, copies: usize) {
+        let on = |node: &Node| fs::read_dir(node.directory.join("volumes")).map_or(0, Iterator::count);
+        eventually(&format!("{copies} copies are on disks"), || {
+            (self.nodes.iter().map(on).sum::<usize>() == copies).then_some(())
+        });
+    }
+
     /// Mounts a volume on a node with `mount -t fuse.storageos` and returns the directory.
     #[track_caller]
     pub fn mount(&mut self, node: usize, volume: &str) -> PathBuf {
@@ -428,10 +477,7 @@ impl Cluster {
     /// `volume verify`: all copies identical, none missing. Waits for copies that are still syncing.
     #[track_caller]
     pub fn verify_identical(&self, volume: &str, copies: usize) {
-        eventually(&format!("{volume} has {copies} in-sync copies"), || {
-            let healthy = self.replicas(volume, "healthy").len() + 1;
-            (healthy == copies).then_some(())
-        });
+        self.wait_for_copies(volume, copies);
         let said = self.cli(&["volume", "verify", volume]);
         assert_eq!(said.code, 0, "copies differ\n{}\n{}", said.out, said.err);
         assert_eq!(said.out.matches("identical").count(), copies, "{}", said.out);
@@ -466,6 +512,18 @@ impl Drop for Cluster {
             .status();
         let _ = fs::remove_dir_all(&self.directory);
     }
+}
+
+/// Puts a disk of its own, in memory, under a node's directory, which is made.
+#[track_caller]
+pub fn mount_tmpfs(directory: &Path, size: &str) {
+    fs::create_dir_all(directory).unwrap();
+    let size = format!("size={size}");
+    run(
+        "mount",
+        &["-t", "tmpfs", "-o", &size, "tmpfs", directory.to_str().unwrap()],
+    )
+    .ok();
 }
 
 /// Puts the built mount helper where mount(8) looks for it. Atomic, since tests run side by side.

@@ -23,9 +23,7 @@ fn a_killed_replica_leaves_the_in_sync_set_and_writing_goes_on() {
     cluster.verify_identical("data", 2);
     // The replica comes back, is brought up to date, and is in sync again.
     cluster.nodes[1].start();
-    eventually("the returned replica is in sync", || {
-        (cluster.replicas("data", "healthy").len() == 2).then_some(())
-    });
+    cluster.wait_for_copies("data", 3);
     writer.goes_on(20);
     writer.ends_well();
     cluster.unmount(&mount);

@@ -43,21 +43,7 @@ fn five_nodes_die_one_by_one_and_each_failure_mode_keeps_its_word() {
     for (mode, timeout) in [("alwayson", "90s"), ("soft", "5s"), ("hard", "5s")] {
         let timeout = format!("storageos.com/io.timeout={timeout}");
         let mode_label = format!("storageos.com/failure.mode={mode}");
-        cluster
-            .cli(&[
-                "volume",
-                "create",
-                "--size",
-                "64MiB",
-                "--label",
-                "storageos.com/replicas=2",
-                "--label",
-                &mode_label,
-                "--label",
-                &timeout,
-                mode,
-            ])
-            .ok();
+        cluster.create_sized(mode, "64MiB", &["storageos.com/replicas=2", &mode_label, &timeout]);
     }
     let last = 4;
     let [alwayson, soft, hard] = ["alwayson", "soft", "hard"].map(|mode| cluster.mount(last, mode));

@@ -5,7 +5,7 @@
 //! Each node's directory is a small tmpfs, so that its disk can be filled; its log is beside it. Everything goes when it is dropped.
 
 use crate::damage::{copy_directory, flip_bits};
-use crate::harness::{Cluster, bash, eventually, run};
+use crate::harness::{Cluster, bash, eventually, mount_tmpfs, run};
 use crate::losses::settled;
 use std::fs;
 use std::ops::{Deref, DerefMut};
@@ -13,7 +13,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 /// Space of a node's disk.
-const DISK: &str = "size=768m";
+const DISK: &str = "768m";
 
 /// A cluster and its network.
 pub struct Net {
@@ -88,9 +88,7 @@ impl Net {
         node.address = format!("10.77.0.{}:5703", index + 1);
         node.join = (index > 0).then(|| "10.77.0.1:5703".into());
         node.through = vec!["nsenter".into(), format!("--net=/run/netns/{name}")];
-        fs::create_dir_all(&node.directory).unwrap();
-        let directory = node.directory.to_str().unwrap();
-        run("mount", &["-t", "tmpfs", "-o", DISK, "tmpfs", directory]).ok();
+        mount_tmpfs(&node.directory, DISK);
         // The log is read by the checks, also when the disk was full.
         std::os::unix::fs::symlink(log, node.directory.join("log")).unwrap();
     }
@@ -217,18 +215,6 @@ RULES",
             let _ = fs::copy(node.directory.join("log"), kept.join(format!("{}.log", node.name)));
         }
         eprintln!("the daemons' logs are kept in {}", kept.display());
-    }
-
-    /// The whole log of a node.
-    pub fn whole_log(&self, node: usize) -> String {
-        fs::read_to_string(self.cluster.nodes[node].directory.join("log")).unwrap_or_default()
-    }
-
-    /// The indexes of the nodes that hold a copy in sync, the master's first.
-    pub fn holders(&self, volume: &str) -> Vec<usize> {
-        let mut names = vec![self.cluster.master(volume)];
-        names.extend(self.cluster.replicas(volume, "healthy"));
-        names.iter().map(|name| self.cluster.index(name)).collect()
     }
 }
 

@@ -62,18 +62,19 @@ impl Disk {
             ))
         };
         std::fs::create_dir_all(directory).map_err(|e| damaged(e.to_string()))?;
-        // redb asserts where a damaged file contradicts itself; here that is an error like any other.
-        let open = || Self::open_file(&file);
-        let opened = std::panic::catch_unwind(std::panic::AssertUnwindSafe(open));
-        let disk = opened
-            .map_err(|_| damaged("it is damaged".into()))?
-            .map_err(|e| match e {
-                redb::Error::DatabaseAlreadyOpen => ControlError::Unavailable(format!(
-                    "the control store {} is in use: another daemon runs on this data directory",
-                    file.display()
-                )),
-                e => damaged(e.to_string()),
-            })?;
+        let database = open_file(&file).map_err(|e| match e {
+            redb::Error::DatabaseAlreadyOpen => ControlError::Unavailable(format!(
+                "the control store {} is in use: another daemon runs on this data directory",
+                file.display()
+            )),
+            e => damaged(e.to_string()),
+        })?;
+        let disk = Self {
+            database: Arc::new(RwLock::new(Some(Arc::new(database)))),
+            file: file.as_path().into(),
+            generation: 0,
+            current: Arc::default(),
+        };
         match disk.read::<u32>(VERSION_KEY) {
             Ok(Some(VERSION)) => Ok(disk),
             Ok(None) => {
@@ -83,20 +84,6 @@ impl Disk {
             Ok(Some(other)) => Err(damaged(format!("it has version {other}, this program knows {VERSION}"))),
             Err(e) => Err(damaged(e.to_string())),
         }
-    }
-
-    fn open_file(file: &Path) -> Result<Self, redb::Error> {
-        let database = Database::builder().set_cache_size(8 << 20).create(file)?;
-        let txn = database.begin_write()?;
-        txn.open_table(LOG)?;
-        txn.open_table(META)?;
-        txn.commit()?;
-        Ok(Self {
-            database: Arc::new(RwLock::new(Some(Arc::new(database)))),
-            file: file.into(),
-            generation: 0,
-            current: Arc::default(),
-        })
     }
 
     /// A handle that takes over from this one and its clones.
@@ -114,11 +101,7 @@ impl Disk {
         let mut database = self.database.write();
         // The file can be open once only.
         database.take();
-        let opened = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| Self::open_file(&self.file)));
-        let opened = opened
-            .map_err(|_| AnyError::error("the file is damaged"))?
-            .map_err(any)?;
-        *database = opened.database.write().take();
+        *database = Some(Arc::new(open_file(&self.file).map_err(any)?));
         Ok(())
     }
 
@@ -278,6 +261,20 @@ impl Disk {
         last.map(|(_, bytes)| postcard::from_bytes(bytes.value()).map_err(any))
             .transpose()
     }
+}
+
+/// Opens or makes the database file. redb asserts where a damaged one contradicts itself; here that is an error like any other.
+fn open_file(file: &Path) -> Result<Database, redb::Error> {
+    let open = || {
+        let database = Database::builder().set_cache_size(8 << 20).create(file)?;
+        let txn = database.begin_write()?;
+        txn.open_table(LOG)?;
+        txn.open_table(META)?;
+        txn.commit()?;
+        Ok(database)
+    };
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(open))
+        .unwrap_or_else(|_| Err(redb::Error::Corrupted("it contradicts itself".to_owned())))
 }
 
 fn any(error: impl std::error::Error + 'static) -> AnyError {

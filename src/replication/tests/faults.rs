@@ -148,7 +148,7 @@ fn round(seed: u64) {
     cluster.options.reconnect_deadline = Duration::from_millis(300);
     cluster.options.activation_deadline = Duration::from_millis(500);
     let master = cluster.activate(0);
-    let device = Arc::new(super::remote(&cluster, COPIES, 1).unwrap());
+    let device = Arc::new(super::remote::remote(&cluster, COPIES, 1).unwrap());
     let mut controller = Controller {
         cluster,
         master: Some(master),

@@ -2,13 +2,15 @@
 
 mod cluster;
 mod faults;
+mod fencing;
+mod remote;
 
 use super::{store::ZERO_SUM, *};
 use crate::{
     block::{BLOCK_SIZE, BlockDevice, DeviceError, EXTENT_BLOCKS, Write, sums_of},
     volume::{EventKind, FailureMode},
 };
-use cluster::{BLOCKS, Cluster, LONG, MemoryConfig, eventually, filled, get, put};
+use cluster::{BLOCKS, Cluster, LONG, eventually, filled, get, put};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::{
     fs::OpenOptions,
@@ -132,66 +134,6 @@ fn a_suspended_write_succeeds_when_the_replica_is_back_in_time() {
     writer.join().unwrap().unwrap();
     assert_eq!(cluster.block_of(1, 2), vec![2; BLOCK_SIZE]);
     cluster.assert_identical(&master);
-}
-
-#[test]
-fn an_old_master_is_refused_after_a_promotion() {
-    let cluster = Cluster::new(3, 0, FailureMode::Soft);
-    let old = cluster.activate(0);
-    put(&*old, 1, 1, 1).unwrap();
-    let heir = cluster.nodes[1].id;
-    cluster.reconfigure(|configuration| configuration.master = Some(heir));
-    let new = cluster.activate(1);
-    // Nobody told the old one.
-    assert!(matches!(put(&*old, 1, 9, 1), Err(DeviceError::Fenced(_))));
-    assert!(matches!(old.read(1, &mut [0; BLOCK_SIZE]), Err(DeviceError::Fenced(_))));
-    assert!(matches!(old.flush(), Err(DeviceError::Fenced(_))));
-    assert_eq!(get(&*new, 1), 1);
-    put(&*new, 1, 2, 1).unwrap();
-    cluster.assert_identical(&new);
-}
-
-#[test]
-fn an_old_master_reads_nothing_once_a_new_one_can_have_written() {
-    let cluster = Cluster::new(3, 0, FailureMode::Soft);
-    let old = cluster.activate(0);
-    put(&*old, 5, 1, 1).unwrap();
-    assert_eq!(get(&*old, 5), 1);
-    // Nothing tells the old master.
-    cluster.reconfigure(|configuration| {
-        configuration.lose(cluster.nodes[0].id, jiff::Timestamp::now(), false);
-        configuration.master = Some(cluster.nodes[1].id);
-    });
-    let new = cluster.activate(1);
-    put(&*new, 5, 2, 1).unwrap();
-    let read = old.read(5, &mut vec![0; BLOCK_SIZE]);
-    assert!(matches!(read, Err(DeviceError::Fenced(_))), "{read:?}");
-    assert_eq!(get(&*new, 5), 2);
-}
-
-#[test]
-fn a_master_that_hands_over_reads_nothing_more_as_its_own_copy_is_fenced() {
-    let cluster = Cluster::new(2, 0, FailureMode::Soft);
-    let old = cluster.activate(0);
-    put(&*old, 5, 1, 1).unwrap();
-    assert_eq!(get(&*old, 5), 1);
-    cluster.reconfigure(|configuration| configuration.master = Some(cluster.nodes[1].id));
-    let new = cluster.activate(1);
-    put(&*new, 5, 2, 1).unwrap();
-    let read = old.read(5, &mut vec![0; BLOCK_SIZE]);
-    assert!(matches!(read, Err(DeviceError::Fenced(_))), "{read:?}");
-    assert_eq!(get(&*new, 5), 2);
-}
-
-#[test]
-fn an_idle_old_master_ends_when_it_hears_of_the_new_one() {
-    let cluster = Cluster::new(2, 0, FailureMode::Soft);
-    let old = cluster.activate(0);
-    let heir = cluster.nodes[1].id;
-    cluster.reconfigure(|configuration| configuration.master = Some(heir));
-    assert!(matches!(cluster.tell(&old), Err(DeviceError::Fenced(_))));
-    assert!(old.stopped().is_cancelled());
-    assert!(cluster.nodes[0].host.master(cluster.volume).is_none());
 }
 
 #[test]
@@ -495,15 +437,14 @@ fn a_sync_that_makes_no_progress_is_told_interrupted_and_started_again() {
     let stalled = Arc::clone(&cluster.nodes[1].faults.stalled);
     stalled.store(true, Ordering::SeqCst);
     cluster.sync(&master, 1);
+    // On a busy machine it may stand still before that, while it connects.
+    let id = cluster.nodes[1].id;
     eventually("the standstill is told", || {
-        cluster.was_told(EventKind::SyncStuck, Some(1))
+        let told = cluster.seen.0.lock();
+        told.iter().any(|(kind, node, why)| {
+            *kind == EventKind::SyncStuck && *node == Some(id) && why.contains("while comparing and sending")
+        })
     });
-    let told = cluster.seen.0.lock().clone();
-    assert!(
-        told.iter()
-            .any(|(_, _, why)| why.contains("while comparing and sending")),
-        "{told:?}"
-    );
     stalled.store(false, Ordering::SeqCst);
     eventually("in sync", || cluster.joined(&master, 1));
     assert_eq!(cluster.block_of(1, 1), vec![2; BLOCK_SIZE]);
@@ -627,22 +568,6 @@ fn a_copy_of_which_it_is_not_known_whether_it_joined_holds_every_acknowledged_wr
 }
 
 #[test]
-fn a_master_that_another_one_interrupted_does_not_go_on_when_the_record_is_its_own_again() {
-    let cluster = Cluster::new(2, 0, FailureMode::Soft);
-    let old = cluster.activate(0);
-    put(&*old, 5, 1, 1).unwrap();
-    cluster.reconfigure(|configuration| configuration.master = Some(cluster.nodes[1].id));
-    let new = cluster.activate(1);
-    put(&*new, 5, 2, 1).unwrap();
-    cluster.reconfigure(|configuration| configuration.master = Some(cluster.nodes[0].id));
-    // All that it ever hears is the record of now.
-    assert!(matches!(cluster.tell(&old), Err(DeviceError::Fenced(_))));
-    assert!(old.fenced().is_some());
-    let again = cluster.activate(0);
-    assert_eq!(get(&*again, 5), 2);
-}
-
-#[test]
 fn the_only_copy_is_opened_again_after_its_disk_failed() {
     let cluster = Cluster::new(1, 0, FailureMode::Soft);
     let master = cluster.activate(0);
@@ -682,222 +607,6 @@ fn a_missing_copy_of_a_formatted_volume_is_never_made_anew() {
     ));
     assert!(matches!(again, Err(ActivateError::Copy(CopyError::Missing))));
     assert!(cluster.directory().exists());
-}
-
-fn remote(cluster: &Cluster, node: usize, attachment: u64) -> Result<RemoteDevice, DeviceError> {
-    cluster.runtime.block_on(RemoteDevice::open(
-        cluster.volume,
-        cluster.nodes[node].host.identity().clone(),
-        cluster.environment(),
-        attachment,
-    ))
-}
-
-#[test]
-fn a_remote_device_survives_a_change_of_master() {
-    let mut cluster = Cluster::new(2, 1, FailureMode::AlwaysOn);
-    let old = cluster.activate(0);
-    let device = remote(&cluster, 2, 1).unwrap();
-    assert_eq!(device.blocks(), BLOCKS);
-    put(&device, 1, 1, 1200).unwrap();
-    assert_eq!(get(&device, 1200), 1);
-    // The master's node dies while the device writes.
-    let stop = AtomicBool::new(false);
-    let written = AtomicU64::new(0);
-    let new = thread::scope(|scope| {
-        scope.spawn(|| {
-            while !stop.load(Ordering::SeqCst) {
-                let round = written.load(Ordering::SeqCst) + 1;
-                put(&device, round % 100, (round % 250) as u8 + 1, 1).unwrap();
-                device.flush().unwrap();
-                written.store(round, Ordering::SeqCst);
-            }
-        });
-        eventually("writes", || written.load(Ordering::SeqCst) > 5);
-        old.stop();
-        drop(old);
-        cluster.kill(0);
-        let (dead, heir) = (cluster.nodes[0].id, cluster.nodes[1].id);
-        cluster.reconfigure(|configuration| {
-            configuration.master = Some(heir);
-            configuration.in_sync.remove(&dead);
-        });
-        let new = cluster.activate(1);
-        let then = written.load(Ordering::SeqCst);
-        eventually("writes go on", || written.load(Ordering::SeqCst) > then + 5);
-        stop.store(true, Ordering::SeqCst);
-        new
-    });
-    let last = written.load(Ordering::SeqCst);
-    assert_eq!(get(&device, last % 100), (last % 250) as u8 + 1);
-    device.discard(1000, 10).unwrap();
-    assert_eq!(get(&*new, 1005), 0);
-    assert_eq!(get(&*new, 999), 1);
-}
-
-#[test]
-fn a_remote_device_leaves_a_master_that_falls_silent() {
-    let cluster = Cluster::new(2, 1, FailureMode::AlwaysOn);
-    // A call is given up because its node is silent, not because its time is over.
-    cluster.config.state.lock().io_timeout = 2 * LONG;
-    let old = cluster.activate(0);
-    let silent = Arc::new(AtomicBool::new(false));
-    let (dead, heir) = (cluster.nodes[0].id, cluster.nodes[1].id);
-    cluster.addresses.through_a_network(dead, &silent);
-    let device = remote(&cluster, 2, 1).unwrap();
-    put(&device, 1, 1, 1).unwrap();
-    silent.store(true, Ordering::SeqCst);
-    cluster.reconfigure(|configuration| {
-        configuration.master = Some(heir);
-        configuration.in_sync.remove(&dead);
-    });
-    let new = cluster.activate(1);
-    let started = Instant::now();
-    put(&device, 1, 2, 1).unwrap();
-    assert!(started.elapsed() < LONG, "after {:?}", started.elapsed());
-    assert_eq!(get(&*new, 1), 2);
-    old.stop();
-}
-
-/// Activates the first node's master where it can be cut off from its copies and from the record, by what it returns; others still reach it.
-fn activate_cut_off(cluster: &Cluster, io_timeout: Duration) -> (Arc<Master>, impl FnOnce() + use<>) {
-    let mut state = cluster.state();
-    state.io_timeout = io_timeout;
-    let config = Arc::new(MemoryConfig {
-        state: parking_lot::Mutex::new(state),
-        down: AtomicBool::new(false),
-        doubt: AtomicBool::new(false),
-        pending: parking_lot::Mutex::new(None),
-    });
-    let silent = Arc::new(AtomicBool::new(false));
-    let addresses = cluster.addresses.apart();
-    for node in &cluster.nodes[1..] {
-        addresses.through_a_network(node.id, &silent);
-    }
-    let environment = Environment {
-        config: Arc::clone(&config) as Arc<dyn ConfigStore>,
-        peers: Arc::new(addresses),
-        ..cluster.environment()
-    };
-    let host = &cluster.nodes[0].host;
-    let activated = Master::activate(cluster.volume, host, &environment, cluster.options);
-    let master = cluster.runtime.block_on(activated).unwrap();
-    cluster.config.state.lock().formatted = true;
-    (master, move || {
-        config.down.store(true, Ordering::SeqCst);
-        silent.store(true, Ordering::SeqCst);
-    })
-}
-
-/// Makes the second node the master, as the controller does when it hears nothing of the first.
-fn promote_second(cluster: &Cluster) -> Arc<Master> {
-    let (dead, heir) = (cluster.nodes[0].id, cluster.nodes[1].id);
-    cluster.reconfigure(|configuration| {
-        configuration.master = Some(heir);
-        configuration.in_sync.remove(&dead);
-    });
-    cluster.activate(1)
-}
-
-#[test]
-fn a_remote_device_leaves_a_master_that_only_it_still_reaches() {
-    let cluster = Cluster::new(2, 1, FailureMode::AlwaysOn);
-    let (old, cut_off) = activate_cut_off(&cluster, LONG);
-    let device = remote(&cluster, 2, 1).unwrap();
-    put(&device, 1, 1, 1).unwrap();
-    cut_off();
-    thread::scope(|scope| {
-        let started = Instant::now();
-        let writers: Vec<_> = (1..4)
-            .map(|block| {
-                let device = &device;
-                scope.spawn(move || put(device, block, 2, 1))
-            })
-            .collect();
-        let new = promote_second(&cluster);
-        for writer in writers {
-            writer.join().unwrap().unwrap();
-        }
-        assert!(started.elapsed() < LONG / 3, "after {:?}", started.elapsed());
-        assert_eq!((1..4).map(|block| get(&*new, block)).collect::<Vec<_>>(), [2, 2, 2]);
-    });
-    old.stop();
-}
-
-#[test]
-fn a_remote_device_tries_again_when_a_master_says_that_its_volume_is_unavailable() {
-    for promoted in [true, false] {
-        let mut cluster = Cluster::new(2, 1, FailureMode::AlwaysOn);
-        let soon = Duration::from_millis(300);
-        (cluster.options.replica_deadline, cluster.options.reconnect_deadline) = (soon, soon);
-        let (old, cut_off) = activate_cut_off(&cluster, soon);
-        let io_timeout = if promoted { LONG } else { Duration::from_secs(3) };
-        cluster.config.state.lock().io_timeout = io_timeout;
-        let device = remote(&cluster, 2, 1).unwrap();
-        cut_off();
-        let started = Instant::now();
-        let result = thread::scope(|scope| {
-            let writer = scope.spawn(|| put(&device, 1, 2, 1));
-            thread::sleep(Duration::from_secs(2));
-            if promoted {
-                promote_second(&cluster);
-            }
-            writer.join().unwrap()
-        });
-        if promoted {
-            result.unwrap();
-        } else {
-            // At the end of its time it says what the master said.
-            let error = result.unwrap_err();
-            assert!(matches!(error, DeviceError::Unavailable(_)), "{error}");
-            assert!(error.to_string().contains("control plane is unavailable"), "{error}");
-            assert!(started.elapsed() >= io_timeout, "after {:?}", started.elapsed());
-        }
-        old.stop();
-    }
-}
-
-#[test]
-fn an_older_mount_cannot_write_any_more() {
-    let cluster = Cluster::new(1, 2, FailureMode::Soft);
-    let master = cluster.activate(0);
-    let first = remote(&cluster, 1, 1).unwrap();
-    put(&first, 1, 1, 1).unwrap();
-    let second = remote(&cluster, 2, 2).unwrap();
-    put(&second, 1, 2, 1).unwrap();
-    assert!(matches!(put(&first, 1, 3, 1), Err(DeviceError::Fenced(_))));
-    assert!(matches!(remote(&cluster, 1, 1), Err(DeviceError::Fenced(_))));
-    // A mount on the master's own node.
-    cluster.config.state.lock().attachment = 3;
-    cluster.tell(&master).unwrap();
-    assert!(matches!(put(&second, 1, 3, 1), Err(DeviceError::Fenced(_))));
-    let here = master.attach(3).unwrap();
-    assert_eq!(get(&here, 1), 2);
-    put(&here, 1, 4, 1).unwrap();
-    // And a later one elsewhere: the one here is over, although its master serves on.
-    let fourth = remote(&cluster, 2, 4).unwrap();
-    put(&fourth, 1, 5, 1).unwrap();
-    assert!(matches!(put(&here, 1, 6, 1), Err(DeviceError::Fenced(_))));
-    assert!(matches!(here.flush(), Err(DeviceError::Fenced(_))));
-    let mut buffer = vec![0; BLOCK_SIZE];
-    assert!(matches!(here.read(1, &mut buffer), Err(DeviceError::Fenced(_))));
-    assert_eq!(get(&fourth, 1), 5);
-}
-
-#[test]
-fn a_mount_whose_master_came_to_its_node_needs_the_network_no_more() {
-    let cluster = Cluster::new(2, 0, FailureMode::Soft);
-    let master = cluster.activate(0);
-    // It found the master by itself, over the network, before anybody told it that it is here.
-    let way = remote(&cluster, 0, 1).unwrap();
-    put(&way, 1, 1, 1).unwrap();
-    let here = master.attach(1).unwrap();
-    put(&here, 1, 2, 1).unwrap();
-    assert!(
-        matches!(put(&way, 1, 3, 1), Err(DeviceError::Fenced(_))),
-        "it would overtake the other"
-    );
-    assert_eq!(get(&here, 1), 2);
 }
 
 #[test]
@@ -974,24 +683,6 @@ fn a_slow_replica_is_left_out_at_its_deadline_and_its_late_write_changes_nothing
     stalled.store(false, Ordering::SeqCst);
     eventually("in sync", || cluster.joined(&master, 1));
     assert_eq!(cluster.block_of(1, 1), vec![2; BLOCK_SIZE]);
-    cluster.assert_identical(&master);
-}
-
-#[test]
-fn suspended_remote_writes_leave_room_for_what_ends_the_suspension() {
-    let mut cluster = Cluster::new(2, 1, FailureMode::Hard);
-    let master = cluster.activate(0);
-    let device = remote(&cluster, 2, 1).unwrap();
-    cluster.kill(1);
-    thread::scope(|scope| {
-        for block in 0..40 {
-            let device = &device;
-            scope.spawn(move || put(device, block, 1, 1).unwrap());
-        }
-        eventually("suspended", || master.status().blocked.is_some());
-        cluster.restart(1);
-        cluster.sync(&master, 1);
-    });
     cluster.assert_identical(&master);
 }
 
