@@ -18,7 +18,7 @@ pub(crate) struct Header {
     pub(crate) volume: VolumeId,
     pub(crate) epoch: u64,
     pub(crate) blocks: u64,
-    /// The boot of the machine in which the copy was last opened.
+    /// The last boot of the machine in which the copy held every acknowledged write.
     pub(crate) boot: [u8; 16],
     /// Closed with everything on disk: data and sums agree.
     pub(crate) clean: bool,

@@ -3,6 +3,7 @@
 
 use super::device::{BLOCK_SIZE, EXTENT_BLOCKS};
 use super::error::StoreError;
+use super::header::Header;
 use super::io::{Disk, DiskFile};
 use super::store::{CopyStore, Opened};
 use super::sums::sums_of;
@@ -569,4 +570,43 @@ fn a_copy_in_a_real_directory_opens_once_and_keeps_what_was_written() {
         .unwrap();
     let error = CopyStore::open(&path).map(|_| ()).unwrap_err().to_string();
     assert!(error.contains("sums is damaged"), "{error}");
+}
+
+#[test]
+fn a_copy_that_may_have_lost_writes_is_found_so_until_somebody_vouches_for_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("copy");
+    let volume = VolumeId::from_bytes([4; 16]);
+    drop(CopyStore::create(&path, volume, BLOCKS, 3).unwrap());
+    let header = path.join("header");
+    let stopped = |path: &Path| {
+        let mut now = Header::decode(&std::fs::read(path).unwrap()).unwrap();
+        now.boot = [7; 16];
+        std::fs::write(path, now.encode()).unwrap();
+    };
+    let found = || {
+        let (store, opened) = CopyStore::open(&path).unwrap();
+        (store, opened.clean, opened.same_boot)
+    };
+    stopped(&header);
+    let (store, clean, same_boot) = found();
+    assert_eq!((clean, same_boot), (false, false));
+    // The process is killed, and one is closed in order: nothing got better by that.
+    drop(store);
+    let (store, clean, same_boot) = found();
+    assert_eq!((clean, same_boot), (false, false));
+    store.close().unwrap();
+    drop(store);
+    let (store, clean, same_boot) = found();
+    assert_eq!((clean, same_boot), (false, false));
+    store.vouch().unwrap();
+    drop(store);
+    let (store, clean, same_boot) = found();
+    assert_eq!((clean, same_boot), (false, true));
+    store.close().unwrap();
+    drop(store);
+    // The machine stops after everything was closed.
+    stopped(&header);
+    let (_store, clean, _) = found();
+    assert!(clean);
 }

@@ -649,6 +649,22 @@ impl Catalog {
         }
     }
 
+    /// Takes a volume from whoever has it mounted: what it wrote and did not flush is gone. Returns what is stored now.
+    ///
+    /// # Errors
+    /// [`CatalogError::Epoch`] if its configuration is not at `expected_epoch`; [`CatalogError::NotFound`], [`CatalogError::Unavailable`]
+    pub async fn end_mounts(&self, id: VolumeId, expected_epoch: u64) -> Result<Volume, CatalogError> {
+        self.update_volume(id, |volume| {
+            if volume.configuration.epoch != expected_epoch {
+                return Err(CatalogError::Epoch(Box::new(volume.configuration.clone())));
+            }
+            volume.mount = None;
+            volume.mounts += 1;
+            Ok(())
+        })
+        .await
+    }
+
     /// Gives back a node's claim, whoever's if `node` is `None`. A claim that is not there is no error.
     ///
     /// # Errors

@@ -51,6 +51,11 @@ impl ConfigStore for Records {
             .await
             .map_err(translate)
     }
+
+    async fn end_mounts(&self, volume: VolumeId, expected_epoch: u64) -> Result<u64, ConfigError> {
+        let ended = self.0.catalog.end_mounts(volume, expected_epoch).await;
+        Ok(ended.map_err(translate)?.mounts)
+    }
 }
 
 /// Where nodes are, by the last view.

@@ -148,6 +148,9 @@ impl Master {
             self.fail_locked(failed, Instant::now()).await?;
         }
         let fenced = others.iter().map(|(replica, _)| replica.node).collect();
+        if !self.local.state().intact && others.iter().all(|(_, state)| !state.intact) {
+            self.end_mounts().await?;
+        }
         let this = Arc::clone(self);
         let failed = blocking(move || this.equalise(&others)).await??;
         if !failed.is_empty() {
@@ -156,6 +159,19 @@ impl Master {
         }
         self.check_fenced()?;
         Ok(fenced)
+    }
+
+    /// Every copy that is left may have lost writes that were acknowledged and not flushed: to whoever made them a later flush must not succeed
+    /// as if they were there. A mount that goes on would also hold what it knows of the device against what is on it now.
+    async fn end_mounts(&self) -> Result<(), ActivateError> {
+        let epoch = self.view()?.configuration.epoch;
+        let attachment = self.environment.config.end_mounts(self.volume, epoch).await?;
+        self.raise_attachment(attachment);
+        tracing::warn!(
+            volume = %self.volume,
+            "all copies may have lost what was written and not flushed when their machines stopped: mounts of before are over"
+        );
+        Ok(())
     }
 
     async fn reach(&self, replica: &Replica, epoch: u64, create: Option<u64>) -> Result<CopyState, LinkError> {

@@ -115,6 +115,10 @@ impl Copy for CopyStore {
         Ok(self.grow(blocks)?)
     }
 
+    fn vouch(&self) -> Result<(), CopyError> {
+        Ok(self.vouch()?)
+    }
+
     fn failed(&self) -> Option<String> {
         self.failed()
     }

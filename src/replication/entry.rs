@@ -164,7 +164,10 @@ impl Entry {
             .is_some_and(|(key, _)| *key < (position.term, position.settled))
         {
             *tail = tail.split_off(&(position.term, position.settled));
-            self.intact.store(true, Ordering::Relaxed);
+            if !self.intact.swap(true, Ordering::Relaxed) {
+                // A master has made the copies equal.
+                self.copy.vouch()?;
+            }
         }
         tail.insert((position.term, position.number), extents);
         Ok(())

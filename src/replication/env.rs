@@ -57,6 +57,13 @@ pub trait ConfigStore: Send + Sync + 'static {
         new: Configuration,
         reason: &str,
     ) -> Result<(), ConfigError>;
+
+    /// Takes the volume from whoever has it mounted, if its configuration's epoch still is `expected_epoch`: a new number of
+    /// [`VolumeState::attachment`], which is returned.
+    ///
+    /// # Errors
+    /// See [`ConfigError`]. After [`ConfigError::Unavailable`] it may or may not have happened.
+    async fn end_mounts(&self, volume: VolumeId, expected_epoch: u64) -> Result<u64, ConfigError>;
 }
 
 /// Where nodes are.

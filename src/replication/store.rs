@@ -137,6 +137,12 @@ pub trait Copy: Send + Sync + 'static {
     /// # Errors
     /// See [`CopyError`].
     fn grow(&self, blocks: u64) -> Result<(), CopyError>;
+    /// Says that it holds every acknowledged write again, whatever it had lost; until then it is found as one that may lack some,
+    /// however often it is opened or closed.
+    ///
+    /// # Errors
+    /// The disk's.
+    fn vouch(&self) -> Result<(), CopyError>;
     /// Why the copy can no longer be written, if so.
     fn failed(&self) -> Option<String>;
     /// Flushes and marks it clean. Calls after this fail.

@@ -303,7 +303,7 @@ impl Master {
             }
             let (block, run) = (first + at, end - at);
             // Read in any case: a sum may be what is wrong, and must not be spread. What a mended block became counts.
-            let data = self.read_mending(source, block, run)?;
+            let data = self.read_what_can_be(source, block, run)?;
             // What was read has just been compared with them.
             let sums = self.side_sums(source, block, run)?;
             let data = sums.iter().any(|sum| *sum != ZERO_SUM).then_some(data);
@@ -312,6 +312,24 @@ impl Master {
             at = end;
         }
         Ok(differed)
+    }
+
+    /// Reads blocks to copy. One that is bad on every copy comes as zeros: they do not fit its sum, so it stays bad, and the others are
+    /// copied all the same.
+    fn read_what_can_be(&self, source: &Side<'_>, block: u64, count: u64) -> Result<Bytes, SyncError> {
+        match self.read_mending(source, block, count) {
+            Err(SyncError::Device(DeviceError::Corrupt { .. })) => {}
+            other => return other,
+        }
+        let mut data = Vec::with_capacity(count as usize * BLOCK_SIZE);
+        for block in block..block + count {
+            match self.read_mending(source, block, 1) {
+                Ok(bytes) => data.extend_from_slice(&bytes),
+                Err(SyncError::Device(DeviceError::Corrupt { .. })) => data.extend_from_slice(&[0; BLOCK_SIZE]),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Bytes::from(data))
     }
 
     /// Reads blocks to copy; a corrupt one is mended first if it is this node's.

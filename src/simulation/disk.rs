@@ -17,11 +17,26 @@ use std::time::Duration;
 /// Extents that the activity log keeps besides those with writes that are not flushed.
 const HOT: usize = 2;
 
-/// A block's content; whether its bytes fit its sum.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A block's content.
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Block {
     pub(super) stamp: u64,
+    pub(super) sum: Sum,
+    /// Its bytes fit its sum.
     pub(super) whole: bool,
+}
+
+impl std::fmt::Debug for Block {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}{}", self.stamp, if self.whole { "" } else { " (bad)" })
+    }
+}
+
+impl Block {
+    fn new(stamp: u64, sum: Sum) -> Self {
+        let whole = sum == sum_of(&bytes_of(stamp));
+        Self { stamp, sum, whole }
+    }
 }
 
 #[derive(Clone, Default)]
@@ -79,8 +94,8 @@ pub(super) fn stamp_of(bytes: &[u8]) -> Option<u64> {
 
 fn sum(block: Option<&Block>) -> Sum {
     match block {
-        None | Some(Block { stamp: 0, .. }) => [0; 32],
-        Some(block) => sum_of(&bytes_of(block.stamp)),
+        None => [0; 32],
+        Some(block) => block.sum,
     }
 }
 
@@ -139,7 +154,7 @@ impl Disk {
 }
 
 fn put(content: &mut BTreeMap<u64, Block>, block: u64, to: Option<Block>) {
-    match to.filter(|to| to.stamp != 0) {
+    match to.filter(|to| to.sum != [0; 32]) {
         Some(to) => content.insert(block, to),
         None => content.remove(&block),
     };
@@ -196,7 +211,7 @@ impl Copies for Mounted {
         let stored = state.copies.get_mut(&volume).ok_or(CopyError::Missing)?;
         let found = Found {
             clean: std::mem::take(&mut stored.clean),
-            same_boot: !std::mem::take(&mut stored.lost_power),
+            same_boot: !stored.lost_power,
             hot: stored.hot.clone(),
         };
         // As the store does: what is there is what is durable from now on.
@@ -304,9 +319,8 @@ impl Copy for OpenCopy {
                 self.change(epoch, |stored| stored.heat(block / EXTENT_BLOCKS))?;
                 self.mounted.busy(50)?;
                 let stamp = stamp_of(bytes).ok_or_else(|| CopyError::Invalid("not a block of the test".to_owned()))?;
-                let to = Some(Block { stamp, whole: true });
-                assert_eq!(sum(to.as_ref()), write.sums[index], "a sum is not its block's");
-                self.change(epoch, |stored| stored.set(block, to))?;
+                let to = Block::new(stamp, write.sums[index]);
+                self.change(epoch, |stored| stored.set(block, Some(to)))?;
             }
         }
         if flush { self.flush(epoch) } else { Ok(()) }
@@ -344,7 +358,7 @@ impl Copy for OpenCopy {
             for (block, content) in stored.content.range(range) {
                 any = true;
                 hasher.update(&block.to_le_bytes());
-                hasher.update(&content.stamp.to_le_bytes());
+                hasher.update(&content.sum);
             }
             Ok(if any { *hasher.finalize().as_bytes() } else { [0; 32] })
         })
@@ -406,12 +420,20 @@ impl Copy for OpenCopy {
     fn repair(&self, epoch: u64, block: u64, data: &[u8]) -> Result<(), CopyError> {
         self.mounted.busy(100)?;
         let stamp = stamp_of(data).ok_or_else(|| CopyError::Invalid("not a block of the test".to_owned()))?;
-        self.change(epoch, |stored| stored.set(block, Some(Block { stamp, whole: true })))
+        let to = Block::new(stamp, sum_of(data));
+        self.change(epoch, |stored| stored.set(block, Some(to)))
     }
 
     fn grow(&self, blocks: u64) -> Result<(), CopyError> {
         self.with(|stored, _| {
             stored.blocks = stored.blocks.max(blocks);
+            Ok(())
+        })
+    }
+
+    fn vouch(&self) -> Result<(), CopyError> {
+        self.with(|stored, _| {
+            stored.lost_power = false;
             Ok(())
         })
     }
@@ -424,7 +446,7 @@ impl Copy for OpenCopy {
         self.with(|stored, _| {
             stored.before.clear();
             stored.hot.clear();
-            stored.clean = true;
+            stored.clean = !stored.lost_power;
             Ok(())
         })?;
         self.failed.lock().get_or_insert("it is closed".to_owned());

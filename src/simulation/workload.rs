@@ -5,7 +5,7 @@
 //! power cut may take is what was not flushed.
 
 use super::cluster::{Cluster, Process};
-use super::disk::{bytes_of, stamp_of};
+use super::disk::{Block, bytes_of, stamp_of};
 use super::network::{chance, node};
 use crate::block::{BLOCK_SIZE, BlockDevice, DeviceError, EXTENT_BLOCKS, Write};
 use crate::cluster::CatalogError;
@@ -177,6 +177,9 @@ impl Judge {
             for block in blocks {
                 let history = &book.blocks[block];
                 let found = content.get(block).map_or(0, |block| block.stamp);
+                if content.get(block).is_some_and(|block| !block.whole) {
+                    continue;
+                }
                 // Another write of the block may be under way by now.
                 if !history.stamps[history.acknowledged..].contains(&found) {
                     let stamps = &history.stamps;
@@ -241,16 +244,20 @@ impl Judge {
             })
             .collect();
         assert_eq!(held.len(), copies, "{configuration:?}");
-        let stamps = |content: &BTreeMap<u64, super::disk::Block>| {
-            let of = |(block, content): (&u64, &super::disk::Block)| (*block, content.stamp);
+        let sums = |content: &BTreeMap<u64, Block>| {
+            let of = |(block, content): (&u64, &Block)| (*block, content.sum);
             content.iter().map(of).collect::<BTreeMap<_, _>>()
         };
         let (first, content) = &held[0];
         for (host, other) in &held[1..] {
-            let (one, two) = (stamps(content), stamps(other));
+            let (one, two) = (sums(content), sums(other));
             let differ = |block: &&u64| one.get(*block) != two.get(*block);
             let all: BTreeSet<u64> = one.keys().chain(two.keys()).copied().collect();
-            let differing: Vec<_> = all.iter().filter(differ).map(|b| (b, one.get(b), two.get(b))).collect();
+            let differing: Vec<_> = all
+                .iter()
+                .filter(differ)
+                .map(|b| (b, content.get(b), other.get(b)))
+                .collect();
             if !differing.is_empty() {
                 let book = self.book.lock();
                 let histories: Vec<_> = differing
@@ -269,6 +276,10 @@ impl Judge {
         for (block, history) in &mut book.blocks {
             let floor = if power { history.flushed } else { history.acknowledged };
             let found = content.get(block).map_or(0, |block| block.stamp);
+            if content.get(block).is_some_and(|block| !block.whole) {
+                // Flipped on this copy: it is right elsewhere, or on none.
+                continue;
+            }
             match history.stamps[floor..].iter().rposition(|stamp| *stamp == found) {
                 Some(at) => {
                     history.acknowledged = floor + at;

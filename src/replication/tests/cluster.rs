@@ -77,6 +77,18 @@ impl ConfigStore for MemoryConfig {
         state.configuration = new;
         Ok(())
     }
+
+    async fn end_mounts(&self, _: VolumeId, expected: u64) -> Result<u64, ConfigError> {
+        if self.down.load(Ordering::SeqCst) {
+            return Err(ConfigError::Unavailable("down".to_owned()));
+        }
+        let mut state = self.state.lock();
+        if state.configuration.epoch != expected {
+            return Err(ConfigError::Conflict(Box::new(state.configuration.clone())));
+        }
+        state.attachment += 1;
+        Ok(state.attachment)
+    }
 }
 
 /// Remembers the events of masters.
@@ -204,6 +216,9 @@ impl Copy for FaultyCopy {
     }
     fn grow(&self, blocks: u64) -> Result<(), CopyError> {
         self.copy.grow(blocks)
+    }
+    fn vouch(&self) -> Result<(), CopyError> {
+        self.copy.vouch()
     }
     fn failed(&self) -> Option<String> {
         self.copy.failed()

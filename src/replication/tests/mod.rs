@@ -365,6 +365,29 @@ fn a_flipped_bit_is_mended_when_read() {
 }
 
 #[test]
+fn one_bad_block_of_the_only_copy_does_not_keep_the_others_from_being_copied() {
+    let cluster = Cluster::new(1, 1, FailureMode::Soft);
+    let master = cluster.activate(0);
+    put(&*master, 4, 4, 8).unwrap();
+    flip(&cluster, 0, 6);
+    cluster.sync(&master, 1);
+    eventually("in sync", || cluster.joined(&master, 1));
+    assert_eq!(cluster.block_of(1, 5), vec![4; BLOCK_SIZE]);
+    assert_eq!(cluster.block_of(1, 7), vec![4; BLOCK_SIZE]);
+    let error = master.read(6, &mut [0; BLOCK_SIZE]).unwrap_err();
+    assert!(matches!(error, DeviceError::Corrupt { block: 6 }), "{error}");
+    let there = cluster.nodes[1].host.entry(cluster.volume).unwrap();
+    let error = there.copy().read(6, &mut [0; BLOCK_SIZE]).unwrap_err();
+    assert!(
+        matches!(error, CopyError::Corrupt { block: 6 }),
+        "what is bad stays bad: {error}"
+    );
+    put(&*master, 6, 9, 1).unwrap();
+    assert_eq!(get(&*master, 6), 9);
+    cluster.assert_identical(&master);
+}
+
+#[test]
 fn verification_names_the_copy_and_the_place_that_differ() {
     let cluster = Cluster::new(3, 0, FailureMode::Soft);
     let master = cluster.activate(0);

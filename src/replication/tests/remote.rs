@@ -248,3 +248,31 @@ fn suspended_remote_writes_leave_room_for_what_ends_the_suspension() {
     });
     cluster.assert_identical(&master);
 }
+
+#[test]
+fn a_mount_does_not_outlive_what_its_copies_lost() {
+    for intact in [true, false] {
+        let mut cluster = Cluster::new(2, 1, FailureMode::AlwaysOn);
+        cluster.config.state.lock().attachment = 1;
+        let old = cluster.activate(0);
+        let device = remote(&cluster, 2, 1).unwrap();
+        put(&device, 1, 1, 1).unwrap();
+        // The machine of one copy stops, or those of both; nothing was flushed.
+        cluster.nodes[0].faults.rebooted.store(true, Ordering::SeqCst);
+        cluster.nodes[1].faults.rebooted.store(!intact, Ordering::SeqCst);
+        old.stop();
+        drop(old);
+        for node in 0..2 {
+            cluster.kill(node);
+            cluster.restart(node);
+        }
+        cluster.activate(0);
+        let flushed = device.flush();
+        assert_eq!(flushed.is_ok(), intact, "{flushed:?}");
+        if !intact {
+            assert!(matches!(put(&device, 1, 2, 1), Err(DeviceError::Fenced(_))));
+            let claim = cluster.state().attachment;
+            put(&remote(&cluster, 2, claim).unwrap(), 1, 3, 1).unwrap();
+        }
+    }
+}
