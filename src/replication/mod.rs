@@ -38,7 +38,8 @@
 //! *tail* equal: the extents where copies may differ because a write was under way, or because a machine restarted. Each copy
 //! knows its own: the hot extents of its activity log, and the writes that no later message has told it to be settled. The union is compared block by
 //! block, the master's copy being the pattern, unless its machine restarted and another copy's did not: then that one. A write in
-//! the tail was never acknowledged, so either outcome is right as long as it is the same everywhere. A copy that does not answer within
+//! the tail was never acknowledged, so either outcome is right as long as it is the same everywhere. If every copy's machine restarted, writes
+//! that were acknowledged and not flushed may be gone: then the mounts of before are ended, since a flush by one of them would cover what is lost. A copy that does not answer within
 //! [`Options::activation_deadline`] leaves the set first, as above.
 //!
 //! # A sync
