@@ -31,6 +31,7 @@ mod file;
 mod layout;
 mod log;
 mod orphan;
+mod overlay;
 mod reclaim;
 mod rename;
 mod rows;
@@ -139,6 +140,57 @@ impl Drop for Changing<'_> {
     }
 }
 
+/// What an opened device holds.
+struct Rows {
+    /// The intent log's rows over the database's.
+    store: Store,
+    /// The log's generation that the database names.
+    generation: u64,
+    /// Records of the log.
+    records: u64,
+    counters: Counters,
+    data_blocks: u64,
+}
+
+impl Rows {
+    fn read(device: &dyn BlockDevice, disk: &Disk, superblock: &Superblock) -> Result<Self, FsError> {
+        let base = disk.base()?;
+        let generation = Disk::generation(&base)?;
+        let mut store = Store::new(base);
+        let mut records = 0;
+        for generation in [generation, generation + 1] {
+            records += log::replay(device, generation, |change| {
+                store.replayed(change);
+                Ok::<(), FsError>(())
+            })?;
+        }
+        let counters = store
+            .get(COUNTERS)?
+            .and_then(|v| postcard::from_bytes(&v).ok())
+            .ok_or_else(|| FsError::Format("the counters' row is missing or damaged".into()))?;
+        let grown = store.get(DATA_BLOCKS)?.as_deref().and_then(number);
+        let data_blocks = grown.map_or(superblock.data_blocks, |blocks| blocks.max(superblock.data_blocks));
+        if DATA_START
+            .checked_add(data_blocks)
+            .is_none_or(|end| end > device.blocks())
+        {
+            return Err(FsError::Format("the device is smaller than its file system".into()));
+        }
+        Ok(Self {
+            store,
+            generation,
+            records,
+            counters,
+            data_blocks,
+        })
+    }
+}
+
+/// The key of names' hashes.
+fn hash_key(superblock: &Superblock) -> [u8; 32] {
+    blake3::derive_key("storageos directory entries v1", &superblock.secret)
+}
+
 struct Core {
     device: Arc<dyn BlockDevice>,
     superblock: Superblock,
@@ -187,7 +239,7 @@ impl FileSystem {
         let superblock = Superblock::new(capacity, secret);
         // Nobody is told: an error is this call's.
         let control = Control::new(Box::new(|_| {}));
-        let disk = Disk::open(MetaArea::open(device.clone(), control)?, 1 << 20)?;
+        let disk = Disk::open(MetaArea::create(device.clone(), control), 1 << 20)?;
         let mut store = Store::new(disk.base()?);
         let counters = Counters {
             next_ino: ROOT + 1,
@@ -241,16 +293,13 @@ impl FileSystem {
         let control = Control::new(commit::tell(&commit, &committed));
         let area = MetaArea::open(device.clone(), control.clone())?;
         let disk = Disk::open(area, options.metadata_cache_bytes)?;
-        let base = disk.base()?;
-        let generation = Disk::generation(&base)?;
-        let mut store = Store::new(base);
-        let mut records = 0;
-        for generation in [generation, generation + 1] {
-            records += log::replay(&*device, generation, |change| {
-                store.replayed(change);
-                Ok::<(), FsError>(())
-            })?;
-        }
+        let Rows {
+            mut store,
+            generation,
+            records,
+            counters,
+            data_blocks,
+        } = Rows::read(&*device, &disk, &superblock)?;
         // What was replayed goes into the database at once: both halves of the log are free again.
         let mut position = generation;
         if let Some(rows) = store.freeze().filter(|_| records > 0) {
@@ -259,21 +308,9 @@ impl FileSystem {
             tracing::info!(records, "intent log replayed");
         }
         store.thaw(disk.base()?);
-        let counters = store
-            .get(COUNTERS)?
-            .and_then(|v| postcard::from_bytes(&v).ok())
-            .ok_or_else(|| FsError::Format("the counters' row is missing or damaged".into()))?;
-        let grown = store.get(DATA_BLOCKS)?.as_deref().and_then(number);
-        let data_blocks = grown.map_or(superblock.data_blocks, |blocks| blocks.max(superblock.data_blocks));
-        if DATA_START
-            .checked_add(data_blocks)
-            .is_none_or(|end| end > device.blocks())
-        {
-            return Err(FsError::Format("the device is smaller than its file system".into()));
-        }
         let window_since = Arc::new(AtomicU64::new(0));
         let core = Arc::new(Core {
-            hash_key: blake3::derive_key("storageos directory entries v1", &superblock.secret),
+            hash_key: hash_key(&superblock),
             superblock,
             options,
             state: Mutex::new(State {

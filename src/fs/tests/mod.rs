@@ -2,6 +2,7 @@
 
 mod behaviour;
 mod crash;
+mod damage;
 mod device;
 mod model;
 mod trouble;
