@@ -129,7 +129,7 @@ impl State {
     }
 
     /// A new inode as a child of a directory would be: set-group-id is inherited.
-    fn new_inode(
+    pub(super) fn new_inode(
         &mut self,
         caller: &Caller,
         directory: &Inode,

@@ -2,7 +2,7 @@
 //! bytes.
 
 use super::{CALLER, check, fresh, open};
-use crate::fs::{FileSystem, FsError, ROOT};
+use crate::fs::{FileKind, FileSystem, FsError, ROOT};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -254,4 +254,21 @@ fn a_log_that_fills_up_is_checkpointed_while_work_goes_on() {
     for i in 0..12_000 {
         after.lookup(ROOT, &name(i)).unwrap();
     }
+}
+
+#[test]
+fn a_rename_and_the_whiteout_it_leaves_are_one_operation() {
+    let (device, fs) = fresh(8);
+    let ino = fs.create(&CALLER, ROOT, b"a", 0o644).unwrap().ino;
+    fs.sync().unwrap();
+    let before = fs.core.state.lock().op;
+    fs.rename(ROOT, b"a", ROOT, b"b", libc::RENAME_WHITEOUT).unwrap();
+    // So no commit can come between.
+    assert_eq!(fs.core.state.lock().op, before + 1);
+    fs.sync().unwrap();
+    let after = open(&Arc::new(device.image(0)));
+    assert_eq!(after.lookup(ROOT, b"b").unwrap().ino, ino);
+    let whiteout = after.lookup(ROOT, b"a").unwrap();
+    assert_eq!((whiteout.kind, whiteout.rdev), (FileKind::CharDevice, 0));
+    check(&after);
 }
