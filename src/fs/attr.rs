@@ -108,7 +108,14 @@ impl Core {
             let first = state.cut(ino, &mut inode, keep)?;
             let done = first == keep;
             inode.size = if done { size } else { inode.size.min(first * BLOCK) };
+            let tail = state.tail(ino, &inode)?.filter(|_| done);
             state.put_inode(ino, &inode, false);
+            drop(state);
+            // What was cut off must not come back when a crash loses the zeros of a later growth. After the cut: before it, a crash
+            // could leave a file of the old size with them.
+            if let Some(block) = tail {
+                self.zero(block, (size % BLOCK) as usize..BLOCK_SIZE)?;
+            }
             if done {
                 return Ok(());
             }
