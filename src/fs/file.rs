@@ -68,7 +68,7 @@ impl FileSystem {
             let ticket = core.ticket();
             match core.plan_write(ino, offset, end, kill_suid, alone)? {
                 Planned::Ready(plan) => {
-                    core.write_planned(&plan, offset, data)?;
+                    core.write_planned(ino, &plan, offset, data)?;
                     return Ok(data.len() as u32);
                 }
                 Planned::NeedsAlone => alone = true,
@@ -246,7 +246,7 @@ impl Core {
     }
 
     /// The caller holds the ticket of the plan.
-    fn write_planned(&self, plan: &Plan, offset: u64, data: &[u8]) -> Result<(), FsError> {
+    fn write_planned(&self, ino: Ino, plan: &Plan, offset: u64, data: &[u8]) -> Result<(), FsError> {
         let _ticket = self.ticket();
         if let Some((block, at)) = plan.tail
             && !plan
@@ -254,7 +254,7 @@ impl Core {
                 .iter()
                 .any(|(start, length)| (*start..start + length).contains(&block))
         {
-            self.zero(block, at..BLOCK_SIZE)?;
+            self.zero(ino, block, at..BLOCK_SIZE)?;
         }
         // The one copy of the data: into a buffer of whole blocks that every copy of the volume shares.
         let blocks: u64 = plan.segments.iter().map(|s| s.length).sum();
@@ -280,7 +280,7 @@ impl Core {
                 })
             })
             .collect();
-        self.write_data(&writes)
+        self.write_data(ino, &writes)
     }
 
     /// Reads a block that the write changes in part, unless it is fresh.
@@ -329,7 +329,7 @@ impl Core {
                     if let Some(block) = tail.filter(|b| !fresh.iter().any(|(s, l)| (*s..s + l).contains(b))) {
                         state.put_inode(ino, &inode, false);
                         drop(state);
-                        return self.zero(block, (old % BLOCK) as usize..BLOCK_SIZE);
+                        return self.zero(ino, block, (old % BLOCK) as usize..BLOCK_SIZE);
                     }
                 }
                 let now = Time::now();
@@ -377,7 +377,7 @@ impl Core {
         state.put_inode(ino, &inode, false);
         drop(state);
         for (block, from, to) in places {
-            self.zero(block, from..to)?;
+            self.zero(ino, block, from..to)?;
         }
         Ok(())
     }

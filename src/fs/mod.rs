@@ -7,7 +7,7 @@
 //!
 //! # Becoming durable
 //! An fsync writes the rows changed since the last one as a single record into the intent log, in the same message as the flush
-//! (`log`, `commit`); fsyncs that wait together share a record. A timer does the same for operations that nobody syncs. A checkpoint
+//! (`log`, `commit`, `order`); fsyncs that wait together share a record. A timer does the same for operations that nobody syncs. A checkpoint
 //! puts the rows into the database, in the background. After a crash the log's records are put again: there is no fsck.
 //!
 //! # Data
@@ -30,6 +30,7 @@ mod extents;
 mod file;
 mod layout;
 mod log;
+mod order;
 mod orphan;
 mod overlay;
 mod reclaim;
@@ -53,6 +54,7 @@ use backend::{Control, MetaArea, Phase};
 use commit::{Commit, LogPosition};
 use error::posix;
 use layout::{DATA_START, Superblock};
+use order::Unflushed;
 use orphan::References;
 use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 use reclaim::{Freed, InFlight, Mark};
@@ -92,6 +94,8 @@ struct State {
     cursor: u64,
     /// The operation that last refilled the allocation window, shared with [`Core`].
     window_since: Arc<AtomicU64>,
+    /// A file with unflushed data replaced another since the last record: the data goes first (`order`).
+    data_first: bool,
 }
 
 /// The state while one operation changes it. When a read of the database failed on the way, all that it changed is taken back.
@@ -216,6 +220,7 @@ struct Core {
     disk: Mutex<Option<Arc<Disk>>>,
     /// Data was written since the timer last looked.
     unflushed: AtomicBool,
+    unflushed_files: Unflushed,
     /// Of the storage that the database is on now.
     control: Mutex<Arc<Control>>,
     closing: AtomicBool,
@@ -324,6 +329,7 @@ impl FileSystem {
                 data_blocks,
                 cursor: DATA_START,
                 window_since: window_since.clone(),
+                data_first: false,
             }),
             commit,
             committed,
@@ -337,6 +343,7 @@ impl FileSystem {
             row_bytes: AtomicU64::new(disk.row_bytes()),
             disk: Mutex::new(Some(Arc::new(disk))),
             unflushed: AtomicBool::new(false),
+            unflushed_files: Unflushed::default(),
             control: Mutex::new(control),
             closing: AtomicBool::new(false),
             device,
@@ -546,12 +553,13 @@ impl Core {
 
     /// Writes file data. A block that a crash would leave in no file is in the window that is durable by then: the next open
     /// clears it. Costs a commit for each new window, nothing otherwise.
-    fn write_data(&self, writes: &[Write]) -> Result<(), FsError> {
+    fn write_data(&self, ino: Ino, writes: &[Write]) -> Result<(), FsError> {
         let since = self.window_since.load(Ordering::Acquire);
         if since > self.durable.load(Ordering::Acquire) {
             self.commit_upto(since)?;
         }
         self.device.write(writes, false)?;
+        self.unflushed_files.wrote(ino);
         if !self.unflushed.load(Ordering::Relaxed) {
             self.unflushed.store(true, Ordering::Release);
         }

@@ -44,6 +44,7 @@ impl FileSystem {
         if target.as_ref().is_some_and(|(_, t)| t.ino == moved.ino) {
             return Ok(());
         }
+        let target_there = target.is_some();
         let moves_dir = moved.file_kind() == FileKind::Directory;
         if moves_dir && is_below(&state, new_parent, moved.ino)? {
             return posix(libc::EINVAL);
@@ -74,6 +75,7 @@ impl FileSystem {
                 set_parent(&mut state, target.ino, parent)?;
                 (here, there) = (here + 1, there - 1);
             }
+            state.data_first |= core.unflushed_files.has(target.ino);
             let mut inode = state.inode(target.ino)?;
             inode.ctime = now;
             state.put_inode(target.ino, &inode, false);
@@ -102,6 +104,8 @@ impl FileSystem {
             };
             core.insert(&mut state, new_parent, &entry)?;
         }
+        // A checkpoint in the record's place flushes the device before it becomes valid.
+        state.data_first |= target_there && core.unflushed_files.has(moved.ino);
         if moves_dir {
             set_parent(&mut state, moved.ino, new_parent)?;
             (here, there) = (here - 1, there + 1);

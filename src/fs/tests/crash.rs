@@ -131,7 +131,7 @@ fn verify(fs: &FileSystem, promise: &Promise) {
 }
 
 /// New files are zeros but for what is written into them, whatever a crash left in free blocks.
-fn verify_fresh(fs: &FileSystem) {
+pub(super) fn verify_fresh(fs: &FileSystem) {
     let ino = fs.create(&CALLER, ROOT, b"allocated", 0o644).unwrap().ino;
     let part = fs.create(&CALLER, ROOT, b"part", 0o644).unwrap().ino;
     let free = fs.statfs().unwrap().free;

@@ -5,6 +5,8 @@ mod crash;
 mod damage;
 mod device;
 mod model;
+mod power;
+mod recorder;
 mod trouble;
 
 use super::{Caller, FileSystem, Options};
