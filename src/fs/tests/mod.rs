@@ -69,3 +69,11 @@ fn with_metadata_limit(mib: u64, meta_limit: u64) -> (Arc<CrashDevice>, Arc<File
 fn check(fs: &FileSystem) {
     assert_eq!(fs.check().unwrap().problems, Vec::<String>::new());
 }
+
+/// The same of a device that nobody has mounted.
+#[track_caller]
+fn check_device(device: &Arc<CrashDevice>) {
+    let device: Arc<dyn BlockDevice> = device.clone();
+    let report = FileSystem::check_device(&device).unwrap().expect("a file system");
+    assert_eq!(report.problems, Vec::<String>::new());
+}
