@@ -110,9 +110,12 @@ impl FileSystem {
         let _alone = core.edge(ino).write();
         match mode & !libc::FALLOC_FL_KEEP_SIZE {
             0 => core.preallocate(ino, offset, end, keep_size),
-            libc::FALLOC_FL_PUNCH_HOLE => core.punch(ino, offset, end),
+            libc::FALLOC_FL_PUNCH_HOLE => core.punch(ino, offset, end, None).map(|_| ()),
             libc::FALLOC_FL_ZERO_RANGE => {
-                core.punch(ino, offset, end)?;
+                if core.punch(ino, offset, end, Some(keep_size))? {
+                    return Ok(());
+                }
+                // Not everything at once: space has to be made.
                 core.preallocate(ino, offset, end, keep_size)
             }
             _ => posix(libc::EOPNOTSUPP),
@@ -347,8 +350,9 @@ impl Core {
         }
     }
 
-    /// Makes a range read as zero: whole blocks are freed, the rest is overwritten.
-    fn punch(&self, ino: Ino, offset: u64, end: u64) -> Result<(), FsError> {
+    /// Makes a range read as zero: whole blocks are freed, the rest is overwritten. With `allocate` (whether to keep the file's
+    /// size), blocks are allocated to it in the same operation; false if they could not be.
+    fn punch(&self, ino: Ino, offset: u64, end: u64, allocate: Option<bool>) -> Result<bool, FsError> {
         let _ticket = self.ticket();
         let mut state = self.change()?;
         let mut inode = state.inode(ino)?;
@@ -372,6 +376,17 @@ impl Core {
                 places.push((block, from as usize, to as usize));
             }
         }
+        let mut complete = true;
+        if let Some(keep_size) = allocate {
+            let first = offset / BLOCK;
+            let tail = state.tail(ino, &inode)?;
+            complete = !self.is_metadata_full(&state)
+                && state.fill_holes(ino, &mut inode, first, end.div_ceil(BLOCK) - first, &mut Vec::new())?;
+            if complete && !keep_size && end > inode.size {
+                places.extend(tail.map(|block| (block, (inode.size % BLOCK) as usize, BLOCK_SIZE)));
+                inode.size = end;
+            }
+        }
         let now = Time::now();
         (inode.mtime, inode.ctime) = (now, now);
         state.put_inode(ino, &inode, false);
@@ -379,7 +394,7 @@ impl Core {
         for (block, from, to) in places {
             self.zero(ino, block, from..to)?;
         }
-        Ok(())
+        Ok(complete)
     }
 }
 

@@ -541,14 +541,14 @@ impl Core {
         Ok(())
     }
 
-    /// Blocks of the window may have been handed out and written by operations that a crash took back: they become zeros again.
+    /// Blocks of the window may have been handed out and written by operations that a crash took back: they become zeros again. What an
+    /// earlier process wrote and did not flush becomes durable, so that what is not is known (`order`).
     fn clear_window(&self) -> Result<(), FsError> {
         let (start, length) = self.state.lock().counters.window;
         if length > 0 {
             self.device.discard(start, length)?;
-            self.device.flush()?;
         }
-        Ok(())
+        Ok(self.device.flush()?)
     }
 
     /// Writes file data. A block that a crash would leave in no file is in the window that is durable by then: the next open

@@ -272,3 +272,18 @@ fn a_rename_and_the_whiteout_it_leaves_are_one_operation() {
     assert_eq!((whiteout.kind, whiteout.rdev), (FileKind::CharDevice, 0));
     check(&after);
 }
+
+#[test]
+fn zeroing_and_allocating_a_range_is_one_operation() {
+    let (_, fs) = fresh(8);
+    let ino = fs.create(&CALLER, ROOT, b"a", 0o644).unwrap().ino;
+    fs.write(ino, 0, &[1; 10_000], false).unwrap();
+    let before = fs.core.state.lock().op;
+    fs.fallocate(ino, libc::FALLOC_FL_ZERO_RANGE, 100, 20_000).unwrap();
+    assert_eq!(fs.core.state.lock().op, before + 1);
+    let attr = fs.getattr(ino).unwrap();
+    assert_eq!((attr.size, attr.blocks), (20_100, 5 * 8));
+    let content = fs.read(ino, 0, 30_000).unwrap();
+    assert!(content[..100].iter().all(|b| *b == 1) && content[100..].iter().all(|b| *b == 0));
+    check(&fs);
+}

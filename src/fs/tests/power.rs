@@ -5,7 +5,7 @@
 //! # What is promised
 //! The tree (names, sizes, link counts, blocks, modes, attributes, targets) is that of a moment in the workload: no operation is there in part, none
 //! without those before it, and none that was begun after the loss or that an fsync had returned for is missing. Each word of a file is one that it had at
-//! that place since its last sync, so no file shows another's bytes; a file that replaced another by rename has its content of that moment or a later one,
+//! that place since its last sync, or that a write gave it which a crash took back, so no file shows another's bytes; a file that replaced another by rename has its content of that moment or a later one,
 //! synced or not. No step is needed but opening, and the check finds nothing wrong before it and after.
 
 use super::crash::verify_fresh;
@@ -104,12 +104,15 @@ struct Step {
     /// Files that it put into others' places.
     replacing: Vec<Ino>,
     promise: Promise,
+    /// Its process ended without closing: what was not committed is gone.
+    crashed: bool,
 }
 
 struct Workload {
     device: Arc<Recorder>,
     options: Options,
-    fs: Arc<FileSystem>,
+    /// None only while it is opened again.
+    fs: Option<Arc<FileSystem>>,
     random: StdRng,
     steps: Vec<Step>,
     written: u64,
@@ -139,11 +142,12 @@ impl Workload {
             wrote: Vec::new(),
             replacing: Vec::new(),
             promise: Promise::All,
+            crashed: false,
         };
         Self {
             device,
             options,
-            fs,
+            fs: Some(fs),
             random: StdRng::seed_from_u64(seed),
             steps: vec![first],
             written: 0,
@@ -165,8 +169,8 @@ impl Workload {
     }
 
     fn lookup(&self, parent: Ino, name: &[u8]) -> Option<Ino> {
-        let attr = self.fs.lookup(parent, name).ok()?;
-        self.fs.forget(attr.ino, 1);
+        let attr = self.fs().lookup(parent, name).ok()?;
+        self.fs().forget(attr.ino, 1);
         Some(attr.ino)
     }
 
@@ -180,7 +184,7 @@ impl Workload {
 
     fn file(&self, place: Place) -> Option<Ino> {
         let ino = self.find(place)?;
-        (self.fs.getattr(ino).unwrap().kind == FileKind::File).then_some(ino)
+        (self.fs().getattr(ino).unwrap().kind == FileKind::File).then_some(ino)
     }
 
     /// Does a step and keeps what came of it. It returns what it touched.
@@ -196,7 +200,7 @@ impl Workload {
         action: impl FnOnce(&FileSystem) -> Result<Vec<Ino>, FsError>,
     ) {
         let begun = self.device.now();
-        let done = action(&self.fs);
+        let done = action(self.fs());
         let ended = self.device.now();
         let (text, touched, replacing) = match done {
             Ok(touched) => (text, touched, replacing),
@@ -206,7 +210,7 @@ impl Workload {
         // Also after an error: a write into a full file system may have done a part.
         let mut wrote = Vec::new();
         for ino in &touched {
-            if let Ok(content) = self.fs.read(*ino, 0, u32::MAX) {
+            if let Ok(content) = self.fs().read(*ino, 0, u32::MAX) {
                 wrote.push((*ino, content));
             }
         }
@@ -214,11 +218,12 @@ impl Workload {
             text,
             begun,
             ended,
-            tree: Arc::new(tree(&self.fs)),
+            tree: Arc::new(tree(self.fs())),
             touched,
             wrote,
             replacing,
             promise,
+            crashed: false,
         });
     }
 
@@ -297,33 +302,51 @@ impl Workload {
         );
     }
 
-    fn remount(&mut self) {
+    fn fs(&self) -> &FileSystem {
+        self.fs.as_deref().expect("it is open")
+    }
+
+    /// Opens the file system again: after it was closed, or as the end of its process leaves it.
+    fn reopen(&mut self, crash: bool) {
         let begun = self.device.now();
-        self.fs.close().unwrap();
-        self.fs = FileSystem::open(self.device.clone(), self.options.clone()).unwrap();
+        if !crash {
+            self.fs().close().unwrap();
+        }
+        self.fs = None;
+        let moment = self.device.now();
+        let opened = FileSystem::open(self.device.clone(), self.options.clone()).unwrap();
+        if let Err(error) = self.verify(&opened, moment) {
+            panic!("opened again, crash: {crash}: {error}");
+        }
+        let tree = tree(&opened);
+        let files = tree.values().filter(|node| node.kind == FileKind::File);
         self.steps.push(Step {
-            text: "remount".into(),
+            text: if crash { "crash" } else { "remount" }.into(),
             begun,
             ended: self.device.now(),
-            tree: Arc::new(tree(&self.fs)),
             touched: Vec::new(),
-            wrote: Vec::new(),
+            wrote: files
+                .map(|node| (node.ino, opened.read(node.ino, 0, u32::MAX).unwrap()))
+                .collect(),
+            tree: Arc::new(tree),
             replacing: Vec::new(),
             promise: Promise::All,
+            crashed: crash,
         });
+        self.fs = Some(opened);
     }
 
     fn random_step(&mut self) {
         let (place, other) = (self.place(), self.place());
         let directory: Place = (None, if self.below(2) == 0 { b"x" } else { b"y" });
         let (size, offset) = (self.below(30_000), self.below(4000) * 8);
-        match self.below(100) {
+        match self.below(102) {
             0..25 => {
                 let Some(ino) = self.file(place).or_else(|| self.create(place)) else {
                     return;
                 };
                 let words = 1 + self.below(2000);
-                let end = self.fs.getattr(ino).unwrap().size.next_multiple_of(8);
+                let end = self.fs().getattr(ino).unwrap().size.next_multiple_of(8);
                 let offset = if self.below(3) == 0 { end } else { offset };
                 self.write(ino, offset, words);
             }
@@ -441,8 +464,9 @@ impl Workload {
             95..98 => self.step("reclaim".into(), Promise::Nothing, |fs| {
                 fs.core.reclaim().map(|_| Vec::new())
             }),
-            98 => self.remount(),
-            _ => std::thread::sleep(Duration::from_millis(2)),
+            98 => self.reopen(false),
+            99 => self.reopen(true),
+            _ => std::thread::sleep(Duration::from_millis(1)),
         }
     }
 
@@ -450,6 +474,24 @@ impl Workload {
         for _ in 0..steps {
             self.random_step();
         }
+    }
+
+    /// Whether a file was given a word, beyond its end as it is by now, by a write that a crash of the process took back: that is still in the file's last
+    /// block, until it is overwritten.
+    fn was_lost(&self, ino: Ino, last: usize, at: usize, word: &[u8]) -> bool {
+        let contents = |step: &Step| {
+            let of_file = step.wrote.iter().filter(|(i, _)| *i == ino);
+            of_file.map(|(_, content)| content.clone()).collect::<Vec<_>>()
+        };
+        self.steps[..=last]
+            .iter()
+            .enumerate()
+            .filter(|(_, s)| s.crashed)
+            .any(|(crash, step)| {
+                let beyond = contents(step).iter().all(|content| at + word.len() > content.len());
+                let before = self.steps[..crash].iter().flat_map(contents);
+                beyond && { before }.any(|content| content.get(at..at + word.len()) == Some(word))
+            })
     }
 
     /// Compares a file system with what was promised by a moment.
@@ -508,7 +550,7 @@ impl Workload {
                     let part = &content[from..(from + word.len()).min(content.len())];
                     word.starts_with(part) && word[part.len()..].iter().all(|b| *b == 0)
                 };
-                if !contents.iter().any(had) {
+                if !contents.iter().any(had) && !self.was_lost(node.ino, last, at * 8, word) {
                     return Err(format!(
                         "{} (inode {}) shows {word:x?} at {}, synced at step {since}, prefix {prefix}, last {last}, {} contents",
                         path.escape_ascii(),
