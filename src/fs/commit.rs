@@ -381,7 +381,9 @@ impl Core {
             commit = self.commit.lock();
             match result {
                 Ok(()) => {
-                    if checkpoint.is_some() {
+                    // The next one may have been asked for as soon as the rows were in the database.
+                    let generation = |checkpoint: &Option<(Rows, u64)>| checkpoint.as_ref().map(|(_, g)| *g);
+                    if generation(&commit.checkpoint) == generation(&checkpoint) {
                         commit.checkpoint = None;
                     }
                     commit.failure = None;
