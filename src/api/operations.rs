@@ -46,6 +46,7 @@ pub trait Operations: Send + Sync + 'static {
         name: &str,
         request: VerifyRequest,
     ) -> Result<VerifyReport, ApiError>;
+    async fn volume_check(&self, namespace: &str, name: &str) -> Result<VolumeCheck, ApiError>;
 
     async fn events(&self, filter: EventFilter) -> Result<EventList, ApiError>;
 }

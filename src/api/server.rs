@@ -66,6 +66,7 @@ fn router(operations: Arc<dyn Operations>) -> Router {
         )
         .route("/v1/volumes/{namespace}/{name}/unmount", post(volume_unmount))
         .route("/v1/volumes/{namespace}/{name}/verify", post(volume_verify))
+        .route("/v1/volumes/{namespace}/{name}/check", post(volume_check))
         .route("/v1/volumes/{namespace}/{name}/promote", post(volume_promote))
         .route(
             "/v1/volumes/{namespace}/{name}/scrub",
@@ -256,6 +257,11 @@ async fn volume_verify(
     Body(bytes): Body,
 ) -> Answer {
     ok(&node.volume_verify(&namespace, &name, body(&bytes)?).await?)
+}
+
+async fn volume_check(State(node): Node, Path((namespace, name)): Path<(String, String)>, Body(bytes): Body) -> Answer {
+    let CheckRequest {} = body(&bytes)?;
+    ok(&node.volume_check(&namespace, &name).await?)
 }
 
 async fn events(State(node): Node, RawQuery(raw): RawQuery) -> Answer {

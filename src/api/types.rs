@@ -528,6 +528,33 @@ pub struct VerifyReport {
     pub extents: u64,
 }
 
+/// Of `volume check`.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CheckRequest {}
+
+/// The answer to `volume check`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VolumeCheck {
+    /// `namespace/name`.
+    pub volume: String,
+    /// The node that did it: the one that has the volume mounted, else its master's.
+    pub node_name: String,
+    /// Whether it was mounted, and checked as it was at one moment.
+    pub mounted: bool,
+    /// Files, directories and whatever else has an inode.
+    pub inodes: u64,
+    /// Bytes that files take.
+    pub used_bytes: u64,
+    /// Bytes that there are for files.
+    pub capacity: u64,
+    /// What is wrong with the file system, in words; empty if nothing.
+    pub problems: Vec<String>,
+    /// Problems beyond those, which are too many to list.
+    pub unlisted_problems: u64,
+}
+
 /// Which volumes to list, as a query.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

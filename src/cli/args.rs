@@ -583,6 +583,19 @@ pub(super) enum VolumeVerb {
         #[arg(value_name = "VOLUME")]
         volume: String,
     },
+    /// Check the file system on a volume; exit code 0 no problem found, 1 some found, higher: could not be checked
+    #[command(
+        after_help = "Nothing is changed, and nothing has to be stopped: a mounted volume is checked as it is at one moment, by the node that mounted \
+        it, any other one by its master's node.\n\nExample:\n  storageos volume check default/data"
+    )]
+    Check {
+        /// table or json
+        #[arg(long, default_value = "table", value_name = "FORMAT")]
+        format: Format,
+        /// Name, or namespace/name
+        #[arg(value_name = "VOLUME")]
+        volume: String,
+    },
     /// Compare all copies; exit code 0 identical, 1 some differ, higher: could not be checked
     #[command(
         after_help = "Copies that are in use are compared while no write is under way. Copies that are not in sync are not compared.\n\n\

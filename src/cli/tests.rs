@@ -59,6 +59,7 @@ fn documented_command_lines_are_understood() {
         "storageos volume mount -t 30s -o ro,noatime default/v /mnt",
         "storageos volume unmount -f v",
         "storageos volume verify --deep v",
+        "storageos volume check --format json default/v",
         "storageos ns create --display-name Team -d text --label a=b team",
         "storageos ns remove team",
         "storageos n cordon n1 n2",
@@ -200,6 +201,32 @@ fn verify_names_the_copy_and_the_extents() {
         ..copy
     };
     assert_eq!(volume::verified_row(&copy), ["n2", "replica", "identical"]);
+}
+
+#[test]
+fn check_says_what_it_found() {
+    let mut found: VolumeCheck = serde_json::from_value(json!({
+        "volume": "default/data", "nodeName": "n1", "mounted": true, "inodes": 12, "usedBytes": 1_048_576,
+        "capacity": 5_368_709_120_u64, "problems": [], "unlistedProblems": 0,
+    }))
+    .unwrap();
+    assert_eq!(
+        volume::checked(&found),
+        "default/data: no problem found, 12 inodes, 1 MiB used of 5 GiB (mounted on n1)\n"
+    );
+    found.mounted = false;
+    found.problems = vec!["inode 7 counts 2 links, there are 1".to_owned()];
+    assert_eq!(
+        volume::checked(&found),
+        "default/data: 1 problem found, 12 inodes, 1 MiB used of 5 GiB (not mounted, checked on n1)\n  \
+         inode 7 counts 2 links, there are 1\n"
+    );
+    found.unlisted_problems = 5;
+    let text = volume::checked(&found);
+    assert!(
+        text.contains("6 problems found") && text.ends_with("  and 5 more\n"),
+        "{text}"
+    );
 }
 
 #[test]

@@ -105,6 +105,9 @@ pub(super) async fn run(client: &Client, verb: VolumeVerb) -> Result<ExitCode, A
             let timeout = timeout.as_deref().map(mount::parse_time).transpose()?;
             return watch::watch(client, &Name::parse(&volume, None)?, timeout).await;
         }
+        VolumeVerb::Check { format, volume } => {
+            return check(client, &Name::parse(&volume, None)?, &format).await;
+        }
         VolumeVerb::Verify { deep, format, volume } => {
             let name = Name::parse(&volume, None)?;
             return verify(client, &name, deep, &format).await;
@@ -255,6 +258,65 @@ async fn verify(client: &Client, name: &Name, deep: bool, format: &Format) -> Re
     } else {
         0
     }))
+}
+
+async fn check(client: &Client, name: &Name, format: &Format) -> Result<ExitCode, ApiError> {
+    if on_terminal() {
+        eprintln!("checking the file system of {name}…");
+    }
+    let found: VolumeCheck = client
+        .post(&format!("{}/check", name.path()), &CheckRequest {})
+        .await
+        // 1 says that problems were found.
+        .map_err(|mut error| {
+            if error.code == Code::Failed {
+                error.code = Code::Internal;
+            }
+            error
+        })?;
+    print(&match format {
+        Format::Table => checked(&found),
+        Format::Json => output::json(&found)?,
+        Format::Template(_) => output::list(format, &[], std::slice::from_ref(&found), |_| Vec::new())?,
+    })?;
+    Ok(ExitCode::from(if found.problems.is_empty() {
+        0
+    } else {
+        Code::Failed.exit_code()
+    }))
+}
+
+/// What a check found, for people.
+pub(super) fn checked(found: &VolumeCheck) -> String {
+    let count = found.problems.len() as u64 + found.unlisted_problems;
+    let count = match count {
+        0 => "no problem".to_owned(),
+        1 => "1 problem".to_owned(),
+        more => format!("{more} problems"),
+    };
+    let inodes = match found.inodes {
+        1 => "1 inode".to_owned(),
+        more => format!("{more} inodes"),
+    };
+    let mut text = format!(
+        "{}: {count} found, {inodes}, {} used of {} ({} on {})\n",
+        found.volume,
+        output::bytes(found.used_bytes),
+        output::bytes(found.capacity),
+        if found.mounted {
+            "mounted"
+        } else {
+            "not mounted, checked"
+        },
+        found.node_name,
+    );
+    for problem in &found.problems {
+        text.push_str(&format!("  {problem}\n"));
+    }
+    if found.unlisted_problems > 0 {
+        text.push_str(&format!("  and {} more\n", found.unlisted_problems));
+    }
+    text
 }
 
 /// The columns of one copy; which extents differ are named, a few in full.

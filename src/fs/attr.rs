@@ -96,7 +96,7 @@ impl Core {
                 drop(state);
                 // The bytes after the old end come into sight: they must be zeros first.
                 if let Some(block) = tail {
-                    self.zero(block, (old % BLOCK) as usize..BLOCK_SIZE)?;
+                    self.zero(ino, block, (old % BLOCK) as usize..BLOCK_SIZE)?;
                 }
                 let mut state = self.change()?;
                 let mut inode = state.inode(ino)?;
@@ -108,20 +108,27 @@ impl Core {
             let first = state.cut(ino, &mut inode, keep)?;
             let done = first == keep;
             inode.size = if done { size } else { inode.size.min(first * BLOCK) };
+            let tail = state.tail(ino, &inode)?.filter(|_| done);
             state.put_inode(ino, &inode, false);
+            drop(state);
+            // What was cut off must not come back when a crash loses the zeros of a later growth. After the cut: before it, a crash
+            // could leave a file of the old size with them.
+            if let Some(block) = tail {
+                self.zero(ino, block, (size % BLOCK) as usize..BLOCK_SIZE)?;
+            }
             if done {
                 return Ok(());
             }
         }
     }
 
-    /// Zeroes a part of a block of the device.
-    pub(super) fn zero(&self, block: u64, part: Range<usize>) -> Result<(), FsError> {
+    /// Zeroes a part of a block of the device that a file has.
+    pub(super) fn zero(&self, ino: Ino, block: u64, part: Range<usize>) -> Result<(), FsError> {
         let mut content = vec![0; BLOCK_SIZE];
         self.device.read(block, &mut content)?;
         content[part].fill(0);
         let data = Bytes::from(content);
-        self.write_data(&[Write { block, data }])
+        self.write_data(ino, &[Write { block, data }])
     }
 }
 

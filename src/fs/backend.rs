@@ -6,6 +6,7 @@
 //! database again. While it is opened, and once the file system ends, nothing is tried twice. The length is kept in two alternating checksummed blocks, since redb checks
 //! it against its header.
 
+use super::error::FsError;
 use super::layout::{META_MAX, META_START, WRITE_MAX};
 use crate::block::{BLOCK_SIZE, BlockDevice, DeviceError, Write};
 use bytes::{Bytes, BytesMut};
@@ -135,22 +136,38 @@ fn io_error(error: DeviceError) -> io::Error {
 }
 
 impl MetaArea {
-    pub(super) fn open(device: Arc<dyn BlockDevice>, control: Arc<Control>) -> Result<Self, DeviceError> {
+    /// An empty area, on a blank device.
+    pub(super) fn create(device: Arc<dyn BlockDevice>, control: Arc<Control>) -> Self {
+        Self::of_length(device, control, (0, 0))
+    }
+
+    /// The area of a file system.
+    pub(super) fn open(device: Arc<dyn BlockDevice>, control: Arc<Control>) -> Result<Self, FsError> {
         let mut newest = (0, 0);
         let mut block = vec![0; BLOCK_SIZE];
         for at in LENGTHS {
             device.read(at, &mut block)?;
             newest = newest.max(decode(&block).unwrap_or_default());
         }
-        Ok(Self {
+        if newest.1 == 0 {
+            // redb would make a new database of it.
+            return Err(FsError::Format(
+                "the metadata area's length is missing or damaged".into(),
+            ));
+        }
+        Ok(Self::of_length(device, control, newest))
+    }
+
+    fn of_length(device: Arc<dyn BlockDevice>, control: Arc<Control>, (sequence, length): (u64, u64)) -> Self {
+        Self {
             device,
-            length: AtomicU64::new(newest.1),
+            length: AtomicU64::new(length),
             unsynced: Mutex::new(Unsynced {
                 blocks: BTreeMap::new(),
-                sequence: newest.0,
+                sequence,
             }),
             control,
-        })
+        }
     }
 
     /// Reads whole blocks, of which some may not be on the device yet.

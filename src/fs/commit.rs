@@ -27,8 +27,6 @@ const CHECKPOINT_BYTES: usize = 24 << 20;
 const CHANGES_MAX: usize = 96 << 20;
 /// Unlogged changes that start a commit.
 const EARLY_COMMIT_BYTES: usize = 2 << 20;
-/// Age of the log at which a checkpoint starts.
-const CHECKPOINT_AGE: Duration = Duration::from_secs(30);
 /// Time between checkpoints that a full metadata area makes for little.
 const MADE_ROOM_AGE: Duration = Duration::from_secs(1);
 /// Time between attempts of what failed.
@@ -107,7 +105,7 @@ impl Core {
         let target = if data_only { touched.beyond_times } else { touched.any };
         if target <= self.durable() {
             // The metadata is durable; the data may be in caches.
-            return Ok(self.device.flush()?);
+            return self.flushing(|| self.device.flush());
         }
         self.commit(target, true)
     }
@@ -171,7 +169,7 @@ impl Core {
         let upto = state.op;
         if state.store.unlogged_bytes() == 0 {
             drop(state);
-            self.device.flush()?;
+            self.flushing(|| self.device.flush())?;
             return Ok(upto);
         }
         if state.store.unlogged_bytes() > log::RECORD_MAX {
@@ -187,6 +185,7 @@ impl Core {
             return self.checkpoint_now();
         }
         let start = log::half(state.log.generation) + state.log.at;
+        let data_first = std::mem::take(&mut state.data_first);
         drop(state);
         let writes: Vec<Write> = (0..record.len())
             .step_by(WRITE_MAX)
@@ -196,7 +195,13 @@ impl Core {
             })
             .collect();
         // Rows and flush in one message: an fsync costs one round trip.
-        let result = self.device.write(&writes, true);
+        let write = || self.device.write(&writes, true);
+        let result = match data_first {
+            true => self
+                .flushing(|| self.device.flush())
+                .and_then(|()| self.flushing(write)),
+            false => self.flushing(write),
+        };
         let mut state = self.state.lock();
         match result {
             Ok(()) => {
@@ -206,7 +211,8 @@ impl Core {
             }
             Err(e) => {
                 state.store.give_back(changes);
-                Err(e.into())
+                state.data_first |= data_first;
+                Err(e)
             }
         }
     }
@@ -217,7 +223,7 @@ impl Core {
         state.touched.retain(|_, touched| touched.any > durable);
         let due = state.log.at > LOG_HALF / 2
             || state.store.changed_bytes() > CHECKPOINT_BYTES
-            || (state.log.since.elapsed() > CHECKPOINT_AGE && state.store.changed_bytes() > 0);
+            || (state.log.since.elapsed() > self.options.checkpoint_interval && state.store.changed_bytes() > 0);
         if due {
             self.start_checkpoint(&mut state);
         }
@@ -375,7 +381,9 @@ impl Core {
             commit = self.commit.lock();
             match result {
                 Ok(()) => {
-                    if checkpoint.is_some() {
+                    // The next one may have been asked for as soon as the rows were in the database.
+                    let generation = |checkpoint: &Option<(Rows, u64)>| checkpoint.as_ref().map(|(_, g)| *g);
+                    if generation(&commit.checkpoint) == generation(&checkpoint) {
                         commit.checkpoint = None;
                     }
                     commit.failure = None;

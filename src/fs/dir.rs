@@ -10,7 +10,7 @@ use super::{Attr, Caller, Core, DirEntry, FileKind, FileSystem, FsError, Ino, NA
 use std::ops::Bound;
 
 /// Slots that a name may be in.
-const PROBE: u64 = 8;
+pub(super) const PROBE: u64 = 8;
 /// Slots below this are readdir's cookies of `.` and `..`.
 const FIRST_SLOT: u64 = 16;
 /// Links that an inode may have.
@@ -31,13 +31,18 @@ fn check_name(name: &[u8]) -> Result<(), FsError> {
     Ok(())
 }
 
+/// The first slot that a name may be in.
+pub(super) fn slot(hash_key: &[u8; 32], name: &[u8]) -> u64 {
+    let hash = blake3::keyed_hash(hash_key, name);
+    let mut first = [0; 8];
+    first.copy_from_slice(&hash.as_bytes()[..8]);
+    // 63 bits, since cookies are signed for some callers; away from both ends, so that probing never wraps.
+    (u64::from_le_bytes(first) >> 1).clamp(FIRST_SLOT, (1 << 63) - 2 * PROBE)
+}
+
 impl Core {
     fn slot(&self, name: &[u8]) -> u64 {
-        let hash = blake3::keyed_hash(&self.hash_key, name);
-        let mut first = [0; 8];
-        first.copy_from_slice(&hash.as_bytes()[..8]);
-        // 63 bits, since cookies are signed for some callers; away from both ends, so that probing never wraps.
-        (u64::from_le_bytes(first) >> 1).clamp(FIRST_SLOT, (1 << 63) - 2 * PROBE)
+        slot(&self.hash_key, name)
     }
 
     /// The entry of a name.
@@ -124,7 +129,7 @@ impl State {
     }
 
     /// A new inode as a child of a directory would be: set-group-id is inherited.
-    fn new_inode(
+    pub(super) fn new_inode(
         &mut self,
         caller: &Caller,
         directory: &Inode,

@@ -68,7 +68,7 @@ impl FileSystem {
             let ticket = core.ticket();
             match core.plan_write(ino, offset, end, kill_suid, alone)? {
                 Planned::Ready(plan) => {
-                    core.write_planned(&plan, offset, data)?;
+                    core.write_planned(ino, &plan, offset, data)?;
                     return Ok(data.len() as u32);
                 }
                 Planned::NeedsAlone => alone = true,
@@ -110,9 +110,12 @@ impl FileSystem {
         let _alone = core.edge(ino).write();
         match mode & !libc::FALLOC_FL_KEEP_SIZE {
             0 => core.preallocate(ino, offset, end, keep_size),
-            libc::FALLOC_FL_PUNCH_HOLE => core.punch(ino, offset, end),
+            libc::FALLOC_FL_PUNCH_HOLE => core.punch(ino, offset, end, None).map(|_| ()),
             libc::FALLOC_FL_ZERO_RANGE => {
-                core.punch(ino, offset, end)?;
+                if core.punch(ino, offset, end, Some(keep_size))? {
+                    return Ok(());
+                }
+                // Not everything at once: space has to be made.
                 core.preallocate(ino, offset, end, keep_size)
             }
             _ => posix(libc::EOPNOTSUPP),
@@ -246,7 +249,7 @@ impl Core {
     }
 
     /// The caller holds the ticket of the plan.
-    fn write_planned(&self, plan: &Plan, offset: u64, data: &[u8]) -> Result<(), FsError> {
+    fn write_planned(&self, ino: Ino, plan: &Plan, offset: u64, data: &[u8]) -> Result<(), FsError> {
         let _ticket = self.ticket();
         if let Some((block, at)) = plan.tail
             && !plan
@@ -254,7 +257,7 @@ impl Core {
                 .iter()
                 .any(|(start, length)| (*start..start + length).contains(&block))
         {
-            self.zero(block, at..BLOCK_SIZE)?;
+            self.zero(ino, block, at..BLOCK_SIZE)?;
         }
         // The one copy of the data: into a buffer of whole blocks that every copy of the volume shares.
         let blocks: u64 = plan.segments.iter().map(|s| s.length).sum();
@@ -280,7 +283,7 @@ impl Core {
                 })
             })
             .collect();
-        self.write_data(&writes)
+        self.write_data(ino, &writes)
     }
 
     /// Reads a block that the write changes in part, unless it is fresh.
@@ -329,7 +332,7 @@ impl Core {
                     if let Some(block) = tail.filter(|b| !fresh.iter().any(|(s, l)| (*s..s + l).contains(b))) {
                         state.put_inode(ino, &inode, false);
                         drop(state);
-                        return self.zero(block, (old % BLOCK) as usize..BLOCK_SIZE);
+                        return self.zero(ino, block, (old % BLOCK) as usize..BLOCK_SIZE);
                     }
                 }
                 let now = Time::now();
@@ -347,8 +350,9 @@ impl Core {
         }
     }
 
-    /// Makes a range read as zero: whole blocks are freed, the rest is overwritten.
-    fn punch(&self, ino: Ino, offset: u64, end: u64) -> Result<(), FsError> {
+    /// Makes a range read as zero: whole blocks are freed, the rest is overwritten. With `allocate` (whether to keep the file's
+    /// size), blocks are allocated to it in the same operation; false if they could not be.
+    fn punch(&self, ino: Ino, offset: u64, end: u64, allocate: Option<bool>) -> Result<bool, FsError> {
         let _ticket = self.ticket();
         let mut state = self.change()?;
         let mut inode = state.inode(ino)?;
@@ -372,14 +376,25 @@ impl Core {
                 places.push((block, from as usize, to as usize));
             }
         }
+        let mut complete = true;
+        if let Some(keep_size) = allocate {
+            let first = offset / BLOCK;
+            let tail = state.tail(ino, &inode)?;
+            complete = !self.is_metadata_full(&state)
+                && state.fill_holes(ino, &mut inode, first, end.div_ceil(BLOCK) - first, &mut Vec::new())?;
+            if complete && !keep_size && end > inode.size {
+                places.extend(tail.map(|block| (block, (inode.size % BLOCK) as usize, BLOCK_SIZE)));
+                inode.size = end;
+            }
+        }
         let now = Time::now();
         (inode.mtime, inode.ctime) = (now, now);
         state.put_inode(ino, &inode, false);
         drop(state);
         for (block, from, to) in places {
-            self.zero(block, from..to)?;
+            self.zero(ino, block, from..to)?;
         }
-        Ok(())
+        Ok(complete)
     }
 }
 

@@ -159,6 +159,18 @@ impl Superblock {
         }
         if blank { Ok(None) } else { Err(FsError::Format(problem)) }
     }
+
+    /// The blocks whose copy of the superblock is not this one.
+    pub(super) fn damaged_copies(&self, device: &dyn BlockDevice) -> Result<Vec<u64>, FsError> {
+        let (mut block, mut damaged) = (vec![0; BLOCK_SIZE], Vec::new());
+        for at in SUPERBLOCKS {
+            device.read(at, &mut block)?;
+            if Self::decode(&block).as_ref() != Ok(self) {
+                damaged.push(at);
+            }
+        }
+        Ok(damaged)
+    }
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 //!
 //! # Becoming durable
 //! An fsync writes the rows changed since the last one as a single record into the intent log, in the same message as the flush
-//! (`log`, `commit`); fsyncs that wait together share a record. A timer does the same for operations that nobody syncs. A checkpoint
+//! (`log`, `commit`, `order`); fsyncs that wait together share a record. A timer does the same for operations that nobody syncs. A checkpoint
 //! puts the rows into the database, in the background. After a crash the log's records are put again: there is no fsck.
 //!
 //! # Data
@@ -30,7 +30,9 @@ mod extents;
 mod file;
 mod layout;
 mod log;
+mod order;
 mod orphan;
+mod overlay;
 mod reclaim;
 mod rename;
 mod rows;
@@ -52,6 +54,7 @@ use backend::{Control, MetaArea, Phase};
 use commit::{Commit, LogPosition};
 use error::posix;
 use layout::{DATA_START, Superblock};
+use order::Unflushed;
 use orphan::References;
 use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 use reclaim::{Freed, InFlight, Mark};
@@ -91,6 +94,8 @@ struct State {
     cursor: u64,
     /// The operation that last refilled the allocation window, shared with [`Core`].
     window_since: Arc<AtomicU64>,
+    /// A file with unflushed data replaced another since the last record: the data goes first (`order`).
+    data_first: bool,
 }
 
 /// The state while one operation changes it. When a read of the database failed on the way, all that it changed is taken back.
@@ -139,6 +144,57 @@ impl Drop for Changing<'_> {
     }
 }
 
+/// What an opened device holds.
+struct Rows {
+    /// The intent log's rows over the database's.
+    store: Store,
+    /// The log's generation that the database names.
+    generation: u64,
+    /// Records of the log.
+    records: u64,
+    counters: Counters,
+    data_blocks: u64,
+}
+
+impl Rows {
+    fn read(device: &dyn BlockDevice, disk: &Disk, superblock: &Superblock) -> Result<Self, FsError> {
+        let base = disk.base()?;
+        let generation = Disk::generation(&base)?;
+        let mut store = Store::new(base);
+        let mut records = 0;
+        for generation in [generation, generation + 1] {
+            records += log::replay(device, generation, |change| {
+                store.replayed(change);
+                Ok::<(), FsError>(())
+            })?;
+        }
+        let counters = store
+            .get(COUNTERS)?
+            .and_then(|v| postcard::from_bytes(&v).ok())
+            .ok_or_else(|| FsError::Format("the counters' row is missing or damaged".into()))?;
+        let grown = store.get(DATA_BLOCKS)?.as_deref().and_then(number);
+        let data_blocks = grown.map_or(superblock.data_blocks, |blocks| blocks.max(superblock.data_blocks));
+        if DATA_START
+            .checked_add(data_blocks)
+            .is_none_or(|end| end > device.blocks())
+        {
+            return Err(FsError::Format("the device is smaller than its file system".into()));
+        }
+        Ok(Self {
+            store,
+            generation,
+            records,
+            counters,
+            data_blocks,
+        })
+    }
+}
+
+/// The key of names' hashes.
+fn hash_key(superblock: &Superblock) -> [u8; 32] {
+    blake3::derive_key("storageos directory entries v1", &superblock.secret)
+}
+
 struct Core {
     device: Arc<dyn BlockDevice>,
     superblock: Superblock,
@@ -164,6 +220,7 @@ struct Core {
     disk: Mutex<Option<Arc<Disk>>>,
     /// Data was written since the timer last looked.
     unflushed: AtomicBool,
+    unflushed_files: Unflushed,
     /// Of the storage that the database is on now.
     control: Mutex<Arc<Control>>,
     closing: AtomicBool,
@@ -187,7 +244,7 @@ impl FileSystem {
         let superblock = Superblock::new(capacity, secret);
         // Nobody is told: an error is this call's.
         let control = Control::new(Box::new(|_| {}));
-        let disk = Disk::open(MetaArea::open(device.clone(), control)?, 1 << 20)?;
+        let disk = Disk::open(MetaArea::create(device.clone(), control), 1 << 20)?;
         let mut store = Store::new(disk.base()?);
         let counters = Counters {
             next_ino: ROOT + 1,
@@ -241,16 +298,13 @@ impl FileSystem {
         let control = Control::new(commit::tell(&commit, &committed));
         let area = MetaArea::open(device.clone(), control.clone())?;
         let disk = Disk::open(area, options.metadata_cache_bytes)?;
-        let base = disk.base()?;
-        let generation = Disk::generation(&base)?;
-        let mut store = Store::new(base);
-        let mut records = 0;
-        for generation in [generation, generation + 1] {
-            records += log::replay(&*device, generation, |change| {
-                store.replayed(change);
-                Ok::<(), FsError>(())
-            })?;
-        }
+        let Rows {
+            mut store,
+            generation,
+            records,
+            counters,
+            data_blocks,
+        } = Rows::read(&*device, &disk, &superblock)?;
         // What was replayed goes into the database at once: both halves of the log are free again.
         let mut position = generation;
         if let Some(rows) = store.freeze().filter(|_| records > 0) {
@@ -259,21 +313,9 @@ impl FileSystem {
             tracing::info!(records, "intent log replayed");
         }
         store.thaw(disk.base()?);
-        let counters = store
-            .get(COUNTERS)?
-            .and_then(|v| postcard::from_bytes(&v).ok())
-            .ok_or_else(|| FsError::Format("the counters' row is missing or damaged".into()))?;
-        let grown = store.get(DATA_BLOCKS)?.as_deref().and_then(number);
-        let data_blocks = grown.map_or(superblock.data_blocks, |blocks| blocks.max(superblock.data_blocks));
-        if DATA_START
-            .checked_add(data_blocks)
-            .is_none_or(|end| end > device.blocks())
-        {
-            return Err(FsError::Format("the device is smaller than its file system".into()));
-        }
         let window_since = Arc::new(AtomicU64::new(0));
         let core = Arc::new(Core {
-            hash_key: blake3::derive_key("storageos directory entries v1", &superblock.secret),
+            hash_key: hash_key(&superblock),
             superblock,
             options,
             state: Mutex::new(State {
@@ -287,6 +329,7 @@ impl FileSystem {
                 data_blocks,
                 cursor: DATA_START,
                 window_since: window_since.clone(),
+                data_first: false,
             }),
             commit,
             committed,
@@ -300,6 +343,7 @@ impl FileSystem {
             row_bytes: AtomicU64::new(disk.row_bytes()),
             disk: Mutex::new(Some(Arc::new(disk))),
             unflushed: AtomicBool::new(false),
+            unflushed_files: Unflushed::default(),
             control: Mutex::new(control),
             closing: AtomicBool::new(false),
             device,
@@ -497,24 +541,25 @@ impl Core {
         Ok(())
     }
 
-    /// Blocks of the window may have been handed out and written by operations that a crash took back: they become zeros again.
+    /// Blocks of the window may have been handed out and written by operations that a crash took back: they become zeros again. What an
+    /// earlier process wrote and did not flush becomes durable, so that what is not is known (`order`).
     fn clear_window(&self) -> Result<(), FsError> {
         let (start, length) = self.state.lock().counters.window;
         if length > 0 {
             self.device.discard(start, length)?;
-            self.device.flush()?;
         }
-        Ok(())
+        Ok(self.device.flush()?)
     }
 
     /// Writes file data. A block that a crash would leave in no file is in the window that is durable by then: the next open
     /// clears it. Costs a commit for each new window, nothing otherwise.
-    fn write_data(&self, writes: &[Write]) -> Result<(), FsError> {
+    fn write_data(&self, ino: Ino, writes: &[Write]) -> Result<(), FsError> {
         let since = self.window_since.load(Ordering::Acquire);
         if since > self.durable.load(Ordering::Acquire) {
             self.commit_upto(since)?;
         }
         self.device.write(writes, false)?;
+        self.unflushed_files.wrote(ino);
         if !self.unflushed.load(Ordering::Relaxed) {
             self.unflushed.store(true, Ordering::Release);
         }

@@ -2,7 +2,7 @@
 
 use super::dir::{is_below, set_parent};
 use super::error::posix;
-use super::rows::{Dirent, dirent_key};
+use super::rows::{Content, Dirent, dirent_key};
 use super::{Caller, FileKind, FileSystem, FsError, Ino, NAME_MAX, Time};
 use libc::{RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT};
 
@@ -27,7 +27,11 @@ impl FileSystem {
             return posix(libc::EINVAL);
         }
         let core = &self.core;
-        let mut state = core.change()?;
+        let mut state = if flags & RENAME_WHITEOUT != 0 {
+            core.change_adding()?
+        } else {
+            core.change()?
+        };
         state.directory(parent)?;
         state.directory(new_parent)?;
         let Some((slot, moved)) = core.find(&state, parent, name)? else {
@@ -40,6 +44,7 @@ impl FileSystem {
         if target.as_ref().is_some_and(|(_, t)| t.ino == moved.ino) {
             return Ok(());
         }
+        let target_there = target.is_some();
         let moves_dir = moved.file_kind() == FileKind::Directory;
         if moves_dir && is_below(&state, new_parent, moved.ino)? {
             return posix(libc::EINVAL);
@@ -70,6 +75,7 @@ impl FileSystem {
                 set_parent(&mut state, target.ino, parent)?;
                 (here, there) = (here + 1, there - 1);
             }
+            state.data_first |= core.unflushed_files.has(target.ino);
             let mut inode = state.inode(target.ino)?;
             inode.ctime = now;
             state.put_inode(target.ino, &inode, false);
@@ -98,6 +104,8 @@ impl FileSystem {
             };
             core.insert(&mut state, new_parent, &entry)?;
         }
+        // A checkpoint in the record's place flushes the device before it becomes valid.
+        state.data_first |= target_there && core.unflushed_files.has(moved.ino);
         if moves_dir {
             set_parent(&mut state, moved.ino, new_parent)?;
             (here, there) = (here - 1, there + 1);
@@ -110,12 +118,17 @@ impl FileSystem {
             directory.nlink = directory.nlink.saturating_add_signed(change as i32);
             state.put_changed_directory(ino, directory, now);
         }
-        drop(state);
         if flags & RENAME_WHITEOUT != 0 {
-            let caller = Caller::default();
-            let whiteout = self.mknod(&caller, parent, name, libc::S_IFCHR, 0)?;
-            self.forget(whiteout.ino, 1);
+            let directory = state.directory(parent)?;
+            let (ino, inode) = state.new_inode(&Caller::default(), &directory, libc::S_IFCHR, 0, Content::None)?;
+            let whiteout = Dirent {
+                ino,
+                kind: (inode.mode >> 12) as u8 & 0xf,
+                name: name.to_vec(),
+            };
+            core.insert(&mut state, parent, &whiteout)?;
         }
+        drop(state);
         match gone {
             Some(ino) => core.remove_inode(ino),
             None => Ok(()),

@@ -59,6 +59,11 @@ impl Disk {
         Ok(self.database.begin_read()?.open_table(ROWS)?)
     }
 
+    /// Whether the database matches its checksums. Reads all of it, and repairs it if not. Nothing may be reading it.
+    pub(super) fn is_whole(&mut self) -> Result<bool, FsError> {
+        Ok(self.database.check_integrity()?)
+    }
+
     pub(super) fn generation(base: &Base) -> Result<u64, FsError> {
         let value = base.get(GENERATION)?;
         Ok(value.and_then(|v| number(v.value())).unwrap_or(0))
@@ -351,6 +356,15 @@ impl Store {
                 self.unlogged.insert(key, value);
             }
         }
+    }
+
+    /// The rows as they are now, to be read while operations go on. `base` is this store's, or the next one.
+    pub(super) fn at_this_moment(&self, base: Base) -> Result<Self, FsError> {
+        self.base()?;
+        let mut store = Self::new(base);
+        store.frozen.clone_from(&self.frozen);
+        store.changes.clone_from(&self.changes);
+        Ok(store)
     }
 
     /// Freezes the changes for a checkpoint; `None` while one runs.

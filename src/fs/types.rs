@@ -148,6 +148,8 @@ pub struct Options {
     pub read_only: bool,
     /// Longest time that an acknowledged operation waits to become durable without an fsync.
     pub commit_interval: Duration,
+    /// Age of the intent log at which its rows are put into the metadata database, if it does not grow long before.
+    pub checkpoint_interval: Duration,
     /// Memory for cached metadata, in bytes.
     pub metadata_cache_bytes: usize,
 }
@@ -157,6 +159,7 @@ impl Default for Options {
         Self {
             read_only: false,
             commit_interval: Duration::from_secs(1),
+            checkpoint_interval: Duration::from_secs(30),
             metadata_cache_bytes: 64 << 20,
         }
     }

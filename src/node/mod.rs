@@ -8,6 +8,7 @@
 //! to time; `transfer` puts records into another control store.
 
 mod backend;
+mod checker;
 pub(crate) mod control;
 mod daemon;
 mod data_dir;

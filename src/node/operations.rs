@@ -81,14 +81,19 @@ impl Joined {
     }
 
     /// The node of a volume's master and where it listens; no address: it is this node.
-    fn master(&self, volume: &Volume, view: &View) -> Result<(NodeId, Option<String>), ApiError> {
+    pub(super) fn master(&self, volume: &Volume, view: &View) -> Result<(NodeId, Option<String>), ApiError> {
         let master = volume
             .configuration
             .master
             .ok_or_else(|| ApiError::unavailable(format!("volume {} has no master yet", name(volume))))?;
-        let elsewhere = master != self.node;
-        let address = elsewhere.then(|| Self::address(view, master)).transpose()?;
-        Ok((master, address))
+        self.place(master, view)
+    }
+
+    /// A node and where it listens; no address: it is this node.
+    pub(super) fn place(&self, node: NodeId, view: &View) -> Result<(NodeId, Option<String>), ApiError> {
+        let elsewhere = node != self.node;
+        let address = elsewhere.then(|| Self::address(view, node)).transpose()?;
+        Ok((node, address))
     }
 
     /// Unmounts a volume wherever it is mounted.
@@ -534,6 +539,10 @@ impl Operations for Shared {
             deep: request.deep,
             extents: compared.extents,
         })
+    }
+
+    async fn volume_check(&self, namespace: &str, volume: &str) -> Result<VolumeCheck, ApiError> {
+        self.joined()?.check(&reference(namespace, volume)?).await
     }
 
     async fn events(&self, filter: EventFilter) -> Result<EventList, ApiError> {

@@ -1,7 +1,9 @@
-//! What one daemon asks another: how the volumes that it holds are doing, to unmount, to compare copies, and whether it is there.
+//! What one daemon asks another: how the volumes that it holds are doing, to unmount, to compare copies, to
+//! check a file system, and whether it is there.
 //!
 //! Small messages on connections of [`Kind::Node`]. The answering side is [`NodeServer`], the asking side [`Nodes`].
 
+use super::checker::Checked;
 use super::journal::Journal;
 use super::mounts::Mounts;
 use super::scrubber::{Pass, Scrubber};
@@ -30,7 +32,7 @@ const ASK: Duration = Duration::from_secs(2);
 const MAX_NODES: usize = 1024;
 /// How long unmounting on another node may take: it closes the file system.
 const UNMOUNT: Duration = Duration::from_secs(90);
-/// How long comparing copies may take.
+/// How long comparing copies, or checking a file system, may take.
 const VERIFY: Duration = Duration::from_secs(3600);
 
 /// An [`ApiError`] on the wire.
@@ -100,6 +102,8 @@ pub(super) trait NodeService {
     async fn reach(nodes: BTreeMap<NodeId, String>) -> BTreeMap<NodeId, Reached>;
     /// Answers at once.
     async fn ping() -> ();
+    /// Checks the file system of a volume that is mounted there, or whose master is there; `mounts` is the number of its last claim.
+    async fn check(volume: VolumeId, mounted: bool, mounts: u64) -> Result<Checked, Refused>;
 }
 
 /// The answering side.
@@ -216,6 +220,10 @@ impl NodeService for NodeServer {
     }
 
     async fn ping(self, _: Context) {}
+
+    async fn check(self, _: Context, volume: VolumeId, mounted: bool, mounts: u64) -> Result<Checked, Refused> {
+        self.checked(volume, mounted, mounts).await.map_err(Refused::from)
+    }
 }
 
 type NodePeer = Peer<NodeServiceRequest, NodeServiceResponse>;
@@ -362,6 +370,24 @@ impl Nodes {
     ) -> Result<Option<Pass>, ApiError> {
         let client = self.client(node, address).await?;
         match client.scrub(within(ASK), volume, start).await {
+            Ok(result) => Ok(result?),
+            Err(error) => Err(ApiError::unavailable(format!(
+                "the node at {address} did not answer: {error}"
+            ))),
+        }
+    }
+
+    /// Checks a file system on another node.
+    pub(super) async fn check(
+        &self,
+        node: NodeId,
+        address: &str,
+        volume: VolumeId,
+        mounted: bool,
+        mounts: u64,
+    ) -> Result<Checked, ApiError> {
+        let client = self.client(node, address).await?;
+        match client.check(within(VERIFY), volume, mounted, mounts).await {
             Ok(result) => Ok(result?),
             Err(error) => Err(ApiError::unavailable(format!(
                 "the node at {address} did not answer: {error}"

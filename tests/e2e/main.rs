@@ -8,6 +8,7 @@
 mod applications;
 mod bad_input;
 mod basics;
+mod check;
 mod checker;
 mod damage;
 mod etcd;

@@ -2,7 +2,7 @@
 //! bytes.
 
 use super::{CALLER, check, fresh, open};
-use crate::fs::{FileSystem, FsError, ROOT};
+use crate::fs::{FileKind, FileSystem, FsError, ROOT};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -131,7 +131,7 @@ fn verify(fs: &FileSystem, promise: &Promise) {
 }
 
 /// New files are zeros but for what is written into them, whatever a crash left in free blocks.
-fn verify_fresh(fs: &FileSystem) {
+pub(super) fn verify_fresh(fs: &FileSystem) {
     let ino = fs.create(&CALLER, ROOT, b"allocated", 0o644).unwrap().ino;
     let part = fs.create(&CALLER, ROOT, b"part", 0o644).unwrap().ino;
     let free = fs.statfs().unwrap().free;
@@ -254,4 +254,36 @@ fn a_log_that_fills_up_is_checkpointed_while_work_goes_on() {
     for i in 0..12_000 {
         after.lookup(ROOT, &name(i)).unwrap();
     }
+}
+
+#[test]
+fn a_rename_and_the_whiteout_it_leaves_are_one_operation() {
+    let (device, fs) = fresh(8);
+    let ino = fs.create(&CALLER, ROOT, b"a", 0o644).unwrap().ino;
+    fs.sync().unwrap();
+    let before = fs.core.state.lock().op;
+    fs.rename(ROOT, b"a", ROOT, b"b", libc::RENAME_WHITEOUT).unwrap();
+    // So no commit can come between.
+    assert_eq!(fs.core.state.lock().op, before + 1);
+    fs.sync().unwrap();
+    let after = open(&Arc::new(device.image(0)));
+    assert_eq!(after.lookup(ROOT, b"b").unwrap().ino, ino);
+    let whiteout = after.lookup(ROOT, b"a").unwrap();
+    assert_eq!((whiteout.kind, whiteout.rdev), (FileKind::CharDevice, 0));
+    check(&after);
+}
+
+#[test]
+fn zeroing_and_allocating_a_range_is_one_operation() {
+    let (_, fs) = fresh(8);
+    let ino = fs.create(&CALLER, ROOT, b"a", 0o644).unwrap().ino;
+    fs.write(ino, 0, &[1; 10_000], false).unwrap();
+    let before = fs.core.state.lock().op;
+    fs.fallocate(ino, libc::FALLOC_FL_ZERO_RANGE, 100, 20_000).unwrap();
+    assert_eq!(fs.core.state.lock().op, before + 1);
+    let attr = fs.getattr(ino).unwrap();
+    assert_eq!((attr.size, attr.blocks), (20_100, 5 * 8));
+    let content = fs.read(ino, 0, 30_000).unwrap();
+    assert!(content[..100].iter().all(|b| *b == 1) && content[100..].iter().all(|b| *b == 0));
+    check(&fs);
 }

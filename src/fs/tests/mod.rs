@@ -2,8 +2,11 @@
 
 mod behaviour;
 mod crash;
+mod damage;
 mod device;
 mod model;
+mod power;
+mod recorder;
 mod trouble;
 
 use super::{Caller, FileSystem, Options};
@@ -65,4 +68,12 @@ fn with_metadata_limit(mib: u64, meta_limit: u64) -> (Arc<CrashDevice>, Arc<File
 #[track_caller]
 fn check(fs: &FileSystem) {
     assert_eq!(fs.check().unwrap().problems, Vec::<String>::new());
+}
+
+/// The same of a device that nobody has mounted.
+#[track_caller]
+fn check_device(device: &Arc<CrashDevice>) {
+    let device: Arc<dyn BlockDevice> = device.clone();
+    let report = FileSystem::check_device(&device).unwrap().expect("a file system");
+    assert_eq!(report.problems, Vec::<String>::new());
 }

@@ -164,3 +164,33 @@ fn a_checkpoint_goes_on_by_itself_when_the_device_writes_again() {
     fs.close().unwrap();
     check(&open(&device));
 }
+
+#[test]
+fn a_checkpoint_that_is_due_just_as_the_one_before_ends_is_made() {
+    let (device, fs) = fresh(8);
+    fs.close().unwrap();
+    let always = Options {
+        checkpoint_interval: std::time::Duration::ZERO,
+        ..super::options()
+    };
+    let fs = FileSystem::open(device, always).unwrap();
+    let busy: Vec<_> = (0..3)
+        .map(|i| {
+            let fs = fs.clone();
+            let ino = fs.create(&CALLER, ROOT, format!("f{i}").as_bytes(), 0o644).unwrap().ino;
+            std::thread::spawn(move || {
+                for i in 0..4000_u32 {
+                    fs.setxattr(ino, b"user.a", &i.to_le_bytes(), 0).unwrap();
+                    fs.fsync(ino, false).unwrap();
+                }
+            })
+        })
+        .collect();
+    for thread in busy {
+        thread.join().unwrap();
+    }
+    // One that was forgotten would keep all later ones from beginning.
+    fs.core.checkpoint_all().unwrap();
+    assert_eq!(fs.core.state.lock().store.pending_bytes(), 0);
+    check(&fs);
+}
