@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How long a volume that is being mounted or unmounted is waited for.
+/// How long a volume that is being mounted or unmounted, or whose master is, is waited for.
 const SETTLE: Duration = Duration::from_secs(20);
 /// Pause between looks.
 const LOOK: Duration = Duration::from_millis(200);
@@ -126,7 +126,7 @@ impl Joined {
                 now.id == record.id && now.mounts == record.mounts && now.mount.is_none()
             };
             let title = name(&record);
-            match checked {
+            let moving = match checked {
                 Ok(Checked::Found {
                     inodes,
                     used_blocks,
@@ -155,14 +155,18 @@ impl Joined {
                         "if it is gone for good: storageos volume unmount --force {title}, then check again"
                     )));
                 }
-                Err(error) if same => return Err(error),
-                _ => {}
-            }
-            if Instant::now() >= deadline {
-                return Err(ApiError::unavailable(format!(
+                // A master that is just moving with a mount is active again soon.
+                Err(error) if same && (error.code != Code::Unavailable || !view.live.contains(&node)) => {
+                    return Err(error);
+                }
+                Err(error) => error,
+                Ok(_) => ApiError::unavailable(format!(
                     "volume {title} is being mounted or unmounted, and could not be checked in between"
                 ))
-                .hint("try again"));
+                .hint("try again"),
+            };
+            if Instant::now() >= deadline {
+                return Err(moving);
             }
             tokio::time::sleep(LOOK).await;
         }
