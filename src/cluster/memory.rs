@@ -14,6 +14,9 @@ use tokio::sync::watch;
 /// Longest wait of [`ControlStore::changes`].
 const WATCH_WAIT: Duration = Duration::from_secs(2);
 
+/// Shortest wait.
+const MOMENT: Duration = Duration::from_millis(1);
+
 /// The store.
 pub struct MemoryStore {
     kv: Mutex<Kv>,
@@ -95,8 +98,11 @@ impl ControlStore for MemoryStore {
                     return Ok((events, kv.revision()));
                 }
             }
-            // Leases are looked at now and then: nobody else does.
-            let _ = time::timeout(Duration::from_millis(100), revision.changed()).await;
+            // When the next lease runs out it is looked at again: nobody else does. A new one wakes this.
+            let next = self.expiry.lock().values().copied().min();
+            let until = next.map_or(deadline, |next| next.min(deadline));
+            let wait = until.saturating_duration_since(Instant::now()).max(MOMENT);
+            let _ = time::timeout(wait, revision.changed()).await;
         }
     }
 

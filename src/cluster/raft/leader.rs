@@ -115,6 +115,10 @@ async fn round(inner: &Inner, notes: &mut Notes) {
         end(inner, lease, "it ran out").await;
     }
     probe(inner, notes).await;
+    let Ok(_members) = inner.members_change.try_lock() else {
+        // Looked at again in the next round.
+        return;
+    };
     if let Some(voters) = wanted_voters(inner, notes) {
         tracing::info!(voters = voters.len(), "the control plane's voters change");
         match tokio::time::timeout(PROPOSE, inner.core().raft.change_membership(voters, true)).await {
@@ -201,9 +205,10 @@ async fn probe(inner: &Inner, notes: &mut Notes) {
 fn wanted_voters(inner: &Inner, notes: &mut Notes) -> Option<BTreeSet<NodeId>> {
     let metrics = inner.core().raft.metrics().borrow().clone();
     let membership = metrics.membership_config.membership();
-    // One change at a time.
-    if membership.get_joint_config().len() > 1 {
-        return None;
+    // One change at a time. Here nobody is at one: it stopped halfway, since its leader did, or somebody else's change came between, and
+    // a majority of the old voters would be needed for ever. The last set is the one it was for.
+    if let [_, .., goal] = membership.get_joint_config().as_slice() {
+        return Some(goal.clone());
     }
     let live = live(inner);
     let now = Instant::now();

@@ -104,6 +104,8 @@ struct Inner {
     settings: RaftSettings,
     core: RwLock<Arc<Core>>,
     config: Arc<Config>,
+    /// Held by whoever changes members or voters, which takes two steps: another change between them would stop the second.
+    members_change: tokio::sync::Mutex<()>,
     /// One at a time stops the protocol and starts it anew.
     restarting: tokio::sync::Mutex<()>,
     peers: Peers,
@@ -203,6 +205,7 @@ impl RaftStore {
             settings,
             core: RwLock::new(Arc::new(core)),
             config,
+            members_change: tokio::sync::Mutex::default(),
             restarting: tokio::sync::Mutex::default(),
             peers,
             leases: Mutex::default(),
@@ -589,6 +592,7 @@ impl Inner {
     async fn retire(&self, node: NodeId) -> Result<(), Refusal> {
         self.retiring.lock().insert(node, Instant::now());
         leader::all_answer(self).await;
+        let _one = self.members_change.lock().await;
         match leader::voters_without(self, node) {
             Some(voters) => {
                 tracing::info!(%node, voters = voters.len(), "a node is about to stop and hands its vote over");
@@ -602,6 +606,7 @@ impl Inner {
 
     /// At the leader: a node is a member no more.
     async fn remove_member(&self, node: NodeId) -> Result<(), Refusal> {
+        let _one = self.members_change.lock().await;
         if let Some(voters) = leader::voters_without(self, node) {
             self.while_leading(self.core().raft.change_membership(voters, true))
                 .await?;
@@ -623,6 +628,7 @@ impl Inner {
         if self.core().machine.address(node).as_deref() == Some(address) {
             return Ok(());
         }
+        let _one = self.members_change.lock().await;
         let nodes = BTreeMap::from([(node, BasicNode::new(address))]);
         let change = if self.members().contains_key(&node) {
             ChangeMembers::SetNodes(nodes)

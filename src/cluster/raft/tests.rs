@@ -4,7 +4,7 @@ use super::{RaftSettings, RaftStore, RecoverError};
 use crate::cluster::{Change, Compare, ControlStore, Outcome, RECOVERY_STEP, Transaction, conformance};
 use crate::rpc::{Identity, Kind, Payload, Server, within};
 use crate::volume::{ClusterId, NodeId};
-use openraft::Membership;
+use openraft::{BasicNode, Membership};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -362,6 +362,32 @@ async fn a_voter_that_stood_still_leaves_its_leader_alone() {
         }
     }
     panic!("its leader is deposed each time");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_of_voters_that_stopped_halfway_is_finished() {
+    let nodes = Nodes::start(3).await;
+    nodes.all_vote().await;
+    let core = nodes.get(0).store.inner.core();
+    let is_joint = |membership: &Membership<NodeId, BasicNode>| membership.get_joint_config().len() > 1;
+    let all: BTreeSet<NodeId> = nodes.members.iter().flatten().map(|member| member.id).collect();
+    let mut stopped = 0;
+    for round in 0..20 {
+        let fewer: BTreeSet<NodeId> = all.iter().copied().take(1 + round % 2).collect();
+        let mut metrics = core.raft.metrics();
+        // Whoever changes them is gone after the first of the two steps.
+        tokio::select! {
+            biased;
+            _ = metrics.wait_for(|now| is_joint(now.membership_config.membership())) => stopped += 1,
+            _ = core.raft.change_membership(fewer, true) => {}
+        }
+        let through = || async { !is_joint(core.raft.metrics().borrow().membership_config.membership()) };
+        eventually("no change is under way", through).await;
+        if stopped == 3 {
+            return;
+        }
+    }
+    panic!("only {stopped} were stopped halfway");
 }
 
 #[tokio::test(flavor = "multi_thread")]
