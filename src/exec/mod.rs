@@ -1,7 +1,7 @@
 //! Execution: threads, tasks, locks, time and chance, as the code that replicates and the control plane's clients use them.
 //!
 //! Nothing but names: locks are `parking_lot`'s, tasks and timers `tokio`'s, threads and clocks the standard library's. In the crate's
-//! own tests the same names stand for types that ask whether the calling thread belongs to a simulated [`world`](World), and
+//! own tests the same names stand for types that ask whether the calling thread belongs to a simulated world, and
 //! then wait by its scheduler and its clock. So the code that is simulated is the code that runs.
 //!
 //! Rules for code that is to be simulated: it waits by these names alone; its `select!` is `biased` (the other order is by

@@ -206,6 +206,17 @@ pub(crate) mod sync {
             }
         }
 
+        /// No reader waits for a waiting writer here.
+        pub(crate) fn read_recursive(&self) -> RwLockReadGuard<'_, T> {
+            match FiberRef::current() {
+                Some(_) => self.read(),
+                None => RwLockReadGuard {
+                    real: Some(self.real.read_recursive()),
+                    waiting: &self.waiting,
+                },
+            }
+        }
+
         pub(crate) fn try_read(&self) -> Option<RwLockReadGuard<'_, T>> {
             Some(RwLockReadGuard {
                 real: Some(self.real.try_read()?),

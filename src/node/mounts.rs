@@ -195,26 +195,36 @@ impl Mounts {
         wanted: &Wanted,
         deadline: Instant,
     ) -> Result<Arc<Mount>, ApiError> {
-        let claimed = loop {
-            match self.claim(volume, wanted).await? {
-                Ok(claimed) => break claimed,
+        let (claimed, backend) = loop {
+            let claimed = match self.claim(volume, wanted).await? {
+                Ok(claimed) => claimed,
                 // Just being unmounted there: its claim is as good as gone.
                 Err((holder, _)) if self.ends_elsewhere(holder, volume.id, deadline).await => {
                     tokio::time::sleep(LOOK).await;
+                    continue;
                 }
                 Err((_, refusal)) => return Err(refusal),
+            };
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.route.find(volume.id, claimed.mounts, left).await {
+                // The master that was found ended the mounts of before, and this one, which had not begun, with them.
+                Err(error) if error.code == Code::Conflict && !left.is_zero() && self.is_free(volume.id).await => {}
+                found => break (claimed, found),
             }
         };
-        let opened = async {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let backend = self.route.find(volume.id, claimed.mounts, left).await?;
-            self.open_file_system(&claimed, backend, wanted).await
-        }
-        .await;
+        let opened = match backend {
+            Ok(backend) => self.open_file_system(&claimed, backend, wanted).await,
+            Err(error) => Err(error),
+        };
         if opened.is_err() {
             self.release(volume.id, claimed.mounts).await;
         }
         opened
+    }
+
+    async fn is_free(&self, volume: VolumeId) -> bool {
+        let record = self.control.volume(volume).await;
+        record.is_ok_and(|record| record.is_some_and(|record| record.mount.is_none()))
     }
 
     /// Takes the claim, and mastership with it where this node's copy is in sync.

@@ -119,15 +119,18 @@ impl Mounts {
     pub(super) fn check_claims(self: &Arc<Self>, view: &View) {
         for mount in self.all() {
             let lost = view.volumes.get(&mount.volume).is_some_and(|v| v.mounts > mount.number);
-            if !lost || mount.lost.swap(true, std::sync::atomic::Ordering::Relaxed) {
+            let handle = mount.handle.lock().clone();
+            // One that is just being mounted is looked at again.
+            let Some(handle) = handle.filter(|_| lost) else {
+                continue;
+            };
+            if mount.lost.swap(true, std::sync::atomic::Ordering::Relaxed) {
                 continue;
             }
             tracing::error!(
                 volume = %mount.name, mountpoint = %mount.mountpoint.display(),
                 "this mount's claim was taken away, its programs get errors from now on"
             );
-            let handle = mount.handle.lock().clone();
-            let Some(handle) = handle else { continue };
             tokio::spawn(async move {
                 if let Err(error) = take_away(&handle, Unmount::Abort).await {
                     tracing::warn!(%error, "the mount could not be detached");

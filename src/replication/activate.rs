@@ -147,6 +147,9 @@ impl Master {
             let _changing = self.changing.lock().await;
             self.fail_locked(failed, Instant::now()).await?;
         }
+        // Of those that answered some may have been left out meanwhile.
+        let view = self.view()?;
+        others.retain(|(replica, _)| view.has(replica));
         let fenced = others.iter().map(|(replica, _)| replica.node).collect();
         if !self.local.state().intact && others.iter().all(|(_, state)| !state.intact) {
             self.end_mounts().await?;
@@ -157,6 +160,9 @@ impl Master {
             let _changing = self.changing.lock().await;
             self.fail_locked(failed, Instant::now()).await?;
         }
+        // What is on the copies now is what counts from now on, also if this master serves nobody before the next one.
+        let this = Arc::clone(self);
+        blocking(move || this.settle_all()).await??;
         self.check_fenced()?;
         Ok(fenced)
     }
@@ -208,8 +214,12 @@ impl Master {
                 Err(error) => failed.push((Arc::clone(replica), Failure::from(&error))),
             }
         }
+        let whole = clients.iter().find(|(_, _, state)| state.intact);
+        if !own.intact && whole.is_none() && others.iter().any(|(_, state)| state.intact) {
+            return Err(DeviceError::Unavailable("the copy that lost nothing was lost just now".to_owned()).into());
+        }
         if !own.intact
-            && let Some((replica, client, _)) = clients.iter().find(|(_, _, state)| state.intact)
+            && let Some((replica, client, _)) = whole
         {
             tracing::warn!(volume = %self.volume, from = %replica.node, "this node's copy lost writes, taking them from another");
             for extent in &extents {

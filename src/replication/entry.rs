@@ -169,7 +169,10 @@ impl Entry {
                 self.copy.vouch()?;
             }
         }
-        tail.insert((position.term, position.number), extents);
+        // Writes of an activation and of a sync have no number: they add to what was there.
+        tail.entry((position.term, position.number))
+            .or_default()
+            .extend(extents);
         Ok(())
     }
 

@@ -446,6 +446,27 @@ impl Master {
         Ok(())
     }
 
+    /// Tells every copy that holds everything that all before it is settled, by a write of nothing: each knows then that it is whole.
+    pub(super) fn settle_all(&self) -> Result<(), DeviceError> {
+        let position = self.begin();
+        let change = Change::Write {
+            position,
+            blocks: nothing(),
+            flush: true,
+        };
+        let local = |stamp| self.local.write(stamp, position, &nothing(), true);
+        self.on_all(Reach::Complete, &change, &local, false)?;
+        self.settle_position(position);
+        Ok(())
+    }
+
+    /// Where a write of nothing stands among the others: for one copy, that it is whole.
+    pub(super) fn settled_now(&self) -> Position {
+        let position = self.begin();
+        self.settle_position(position);
+        position
+    }
+
     /// Grows the device on every copy. Fewer blocks than now are no error and change nothing. Blocks.
     ///
     /// # Errors
@@ -467,9 +488,16 @@ impl Master {
     /// Makes `caller` the one whose calls are taken, after the calls of the one before have ended.
     pub(super) fn open_remote(&self, caller: Caller) -> Result<(), RemoteError> {
         self.raise_attachment(caller.attachment);
+        let is_late = |current: &Caller| {
+            let known = current.attachment.max(self.attachment.load(Ordering::SeqCst));
+            caller.attachment < known || (caller.attachment == current.attachment && caller.session < current.session)
+        };
+        // One that is too late does not wait for calls in progress.
+        if is_late(&self.remote.read_recursive()) {
+            return Err(RemoteError::Superseded);
+        }
         let mut current = self.remote.write();
-        let known = current.attachment.max(self.attachment.load(Ordering::SeqCst));
-        if caller.attachment < known || (caller.attachment == current.attachment && caller.session < current.session) {
+        if is_late(&current) {
             return Err(RemoteError::Superseded);
         }
         *current = caller;
@@ -478,7 +506,8 @@ impl Master {
 
     /// Admits a device call from the network for as long as the guard lives.
     pub(super) fn enter_remote(&self, caller: Caller) -> Result<RwLockReadGuard<'_, Caller>, RemoteError> {
-        let current = self.remote.read();
+        // Not held up by a session that waits for a suspended write to end: reads go on.
+        let current = self.remote.read_recursive();
         if caller.attachment < self.attachment.load(Ordering::SeqCst) {
             return Err(RemoteError::Superseded);
         }
@@ -691,6 +720,15 @@ pub(super) fn batches(writes: &[Write]) -> Option<Vec<Blocks>> {
         sealed.push(seal(batch));
     }
     Some(sealed)
+}
+
+/// A write's message without blocks.
+pub(super) fn nothing() -> Blocks {
+    Blocks {
+        ranges: Vec::new(),
+        data: Vec::new(),
+        sums: Sums::from(Vec::new()),
+    }
 }
 
 /// Whether the deadline of something that began at `started` has passed.

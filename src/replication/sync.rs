@@ -9,7 +9,7 @@
 use super::{
     change::{Failure, View, failures},
     link::{ALL, LinkError, Replica, flatten},
-    master::Master,
+    master::{Master, nothing, over},
     pace::Pace,
     service::{Blocks, Position},
     store::{CopyError, Sum, ZERO_SUM},
@@ -43,6 +43,10 @@ const RUN: u64 = 256;
 const HASHES: usize = 64;
 /// Deadline of one message of a sync: it may wait behind others on a busy disk.
 const DEADLINE: Duration = Duration::from_secs(30);
+/// A flush that takes no longer hardly holds up the foreground's, which wait for the copy from then on.
+const QUICK: Duration = Duration::from_secs(1);
+/// How often a sync flushes its copy until that is quick.
+const FLUSHES: u32 = 5;
 /// How often a sync looks whether the foreground is idle.
 const YIELD_STEP: Duration = Duration::from_millis(2);
 
@@ -337,6 +341,10 @@ impl Master {
         for _ in 0..count {
             match self.side_read(source, block, count) {
                 Err(SyncError::Local(CopyError::Corrupt { block })) => self.mend_locked(block)?,
+                // The pattern of an activation: its copy mends it when it is read.
+                Err(SyncError::Link(LinkError::Copy(CopyError::Corrupt { block }))) => {
+                    return Err(DeviceError::Corrupt { block }.into());
+                }
                 other => return other,
             }
         }
@@ -528,12 +536,21 @@ impl Master {
         let mut pace = Pacer::new(self);
         // Nobody but this walk changes the copy below its mark, so its hashes may be asked for ahead.
         let mut hashes: BTreeMap<u64, Sum> = BTreeMap::new();
+        let mut flushes = 0;
         loop {
             pace.rest(replica, stop)?;
             let mark = replica.mark();
             let listed = extents.range(..mark).next_back().copied();
             let skipped = replica.next_skipped(mark);
             let Some(next) = [listed, skipped].into_iter().flatten().max() else {
+                // What it got until now goes to its disk while nobody else's flush waits for that.
+                if flushes < FLUSHES {
+                    let started = Instant::now();
+                    self.flush_copy(replica, client, true)?;
+                    progress.moved();
+                    flushes = if over(started, QUICK) { flushes + 1 } else { FLUSHES };
+                    continue;
+                }
                 // Nothing below the mark, as far as known: hold all writes for a moment to be sure. Also those above it, which
                 // are not flushed there: they end before the flush that follows begins.
                 let _range = self.ranges.lock(vec![(0, u64::MAX)]);
@@ -565,27 +582,42 @@ impl Master {
             extents.insert(next);
         }
         progress.enter(Phase::Flushing);
-        let view = self.view()?;
-        let stamp = replica.current_stamp(view.configuration.epoch)?;
-        match flatten(self.wait(client.flush(within(DEADLINE), stamp)), DEADLINE) {
-            Ok(()) => {}
-            Err(LinkError::Copy(CopyError::Stale { epoch: theirs, .. })) => {
-                let epoch = self.wait(self.catch_up(view.configuration.epoch, theirs))?;
-                let stamp = replica.current_stamp(epoch)?;
-                flatten(self.wait(client.flush(within(DEADLINE), stamp)), DEADLINE)?;
-            }
-            Err(error) => return Err(error.into()),
-        }
+        self.flush_copy(replica, client, true)?;
         progress.enter(Phase::Comparing);
         for batch in extents.iter().copied().collect::<Vec<_>>().chunks(HASHES) {
             pace.rest(replica, stop)?;
             self.check_equal(client, batch)?;
             progress.moved();
         }
+        self.flush_copy(replica, client, false)?;
         progress.enter(Phase::Joining);
         let sent = progress.sent.load(Ordering::Relaxed);
         let reason = format!("copy complete, {sent} blocks sent");
         self.wait(self.complete(replica, &reason))
+    }
+
+    /// Flushes a syncing copy. If it is not `early`, it holds everything, and is told so.
+    fn flush_copy(&self, replica: &Replica, client: &Client, early: bool) -> Result<(), SyncError> {
+        let mut at = self.view()?.configuration.epoch;
+        loop {
+            let stamp = replica.current_stamp(at)?;
+            let flushed = if early {
+                self.wait(client.flush(within(DEADLINE), stamp))
+            } else {
+                let position = self.settled_now();
+                self.wait(client.write(within(DEADLINE), stamp, position, nothing(), true))
+            };
+            match flatten(flushed, DEADLINE) {
+                Ok(()) => return Ok(()),
+                Err(LinkError::Copy(CopyError::Stale { epoch: theirs, .. })) if theirs > at => {
+                    at = self.wait(self.catch_up(at, theirs))?;
+                    if at < theirs {
+                        return Err(SyncError::Dropped);
+                    }
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     /// Compares the hashes of some extents while no write is in flight there.

@@ -276,3 +276,24 @@ fn a_mount_does_not_outlive_what_its_copies_lost() {
         }
     }
 }
+
+#[test]
+fn what_is_on_the_copies_after_an_activation_is_not_lost_again() {
+    let mut cluster = Cluster::new(2, 1, FailureMode::AlwaysOn);
+    drop(cluster.activate(0));
+    for node in 0..2 {
+        cluster.nodes[node].faults.rebooted.store(true, Ordering::SeqCst);
+        cluster.kill(node);
+        cluster.restart(node);
+    }
+    let master = cluster.activate(0);
+    let ended = cluster.state().attachment;
+    assert_eq!(ended, 1, "whoever had it mounted may have lost something");
+    // Nobody writes; the mastership moves, as to a node that mounts the volume.
+    let heir = cluster.nodes[1].id;
+    cluster.reconfigure(|configuration| configuration.master = Some(heir));
+    let next = cluster.activate(1);
+    assert_eq!(cluster.state().attachment, ended);
+    master.stop();
+    put(&*next, 1, 1, 1).unwrap();
+}
