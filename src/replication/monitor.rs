@@ -20,7 +20,7 @@ use std::{
 
 /// Time between probes.
 const PROBE: Duration = Duration::from_millis(300);
-/// After how long the only copy in sync, if it failed, is opened again: its disk may have room by then.
+/// After how long a master whose copy failed gives up: the copy is opened again then, if no other is in sync, and may have room by then.
 const REOPEN: Duration = Duration::from_secs(3);
 
 /// Watches the replicas of a master until it ends.
@@ -63,11 +63,11 @@ pub(super) async fn watch(master: Weak<Master>) {
                 tracing::debug!(volume = %master.volume, node = %replica.node, %error, "leaving out a replica");
             }
         }
-        // With another copy in sync that one takes over.
-        if master.local.copy().failed().is_none() || view.configuration.in_sync.len() > 1 {
+        // With another copy in sync that one takes over before; unless the record knows of none any more.
+        if master.local.copy().failed().is_none() {
             failed = None;
         } else if over(*failed.get_or_insert_with(Instant::now), REOPEN) {
-            master.fence_self("its only copy failed, and is opened again");
+            master.fence_self("its copy failed, and is opened again if no other is in sync");
             return;
         }
         drop(view);

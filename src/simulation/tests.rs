@@ -186,7 +186,11 @@ fn faults(cluster: &Arc<Cluster>, judge: &Arc<Judge>, copies: &mut usize, said: 
                 cluster.plane.down.store(true, Ordering::SeqCst);
                 "and the control plane is down"
             }
-            9 => {
+            // With all nodes well: the copy that stays may be on one that has just lost its disk.
+            9 if hosts
+                .iter()
+                .all(|host| cluster.process(*host).is_some() && !cluster.is_away(*host)) =>
+            {
                 *copies = cluster.ask_for_replicas(chance(4).min(hosts.len() as u64 - 1)) + 1;
                 "there, and the number of replicas was changed"
             }
