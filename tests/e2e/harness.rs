@@ -444,10 +444,18 @@ impl Cluster {
         });
     }
 
-    /// Mounts a volume on a node with `mount -t fuse.storageos` and returns the directory.
+    /// Mounts a volume on a node with `mount -t fuse.storageos` and returns the directory. Again, if the leader of the control plane is just
+    /// changing.
     #[track_caller]
     pub fn mount(&mut self, node: usize, volume: &str) -> PathBuf {
-        self.mount_with(node, volume, "rw").unwrap()
+        let mut refused = String::new();
+        for _ in 0..10 {
+            match self.mount_with(node, volume, "rw") {
+                Err(why) if why.contains("the control plane is unavailable") => refused = why,
+                mounted => return mounted.unwrap(),
+            }
+        }
+        panic!("{refused}");
     }
 
     /// The same with options; the error is what mount(8) printed.
