@@ -228,6 +228,14 @@ async fn remove(
     .await
 }
 
+/// Exit code 1 says that something was found; whatever kept a command from looking has another one.
+fn not_done(mut error: ApiError) -> ApiError {
+    if error.code == Code::Failed {
+        error.code = Code::Internal;
+    }
+    error
+}
+
 async fn verify(client: &Client, name: &Name, deep: bool, format: &Format) -> Result<ExitCode, ApiError> {
     if on_terminal() {
         eprintln!("comparing the copies of {name}…");
@@ -235,13 +243,7 @@ async fn verify(client: &Client, name: &Name, deep: bool, format: &Format) -> Re
     let report: VerifyReport = client
         .post(&format!("{}/verify", name.path()), &VerifyRequest { deep })
         .await
-        // 1 says that copies differ; whatever kept them from being compared is another code.
-        .map_err(|mut error| {
-            if error.code == Code::Failed {
-                error.code = Code::Internal;
-            }
-            error
-        })?;
+        .map_err(not_done)?;
     print(&match format {
         Format::Json => output::json(&report)?,
         _ => output::list(format, &["COPY", "ROLE", "RESULT"], &report.copies, verified_row)?,
@@ -267,13 +269,7 @@ async fn check(client: &Client, name: &Name, format: &Format) -> Result<ExitCode
     let found: VolumeCheck = client
         .post(&format!("{}/check", name.path()), &CheckRequest {})
         .await
-        // 1 says that problems were found.
-        .map_err(|mut error| {
-            if error.code == Code::Failed {
-                error.code = Code::Internal;
-            }
-            error
-        })?;
+        .map_err(not_done)?;
     print(&match format {
         Format::Table => checked(&found),
         Format::Json => output::json(&found)?,
