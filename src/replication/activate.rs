@@ -162,7 +162,7 @@ impl Master {
         }
         // What is on the copies now is what counts from now on, also if this master serves nobody before the next one.
         let this = Arc::clone(self);
-        blocking(move || this.settle_all()).await??;
+        blocking(move || this.tell_all_whole()).await??;
         self.check_fenced()?;
         Ok(fenced)
     }
@@ -214,13 +214,10 @@ impl Master {
                 Err(error) => failed.push((Arc::clone(replica), Failure::from(&error))),
             }
         }
-        let whole = clients.iter().find(|(_, _, state)| state.intact);
-        if !own.intact && whole.is_none() && others.iter().any(|(_, state)| state.intact) {
-            return Err(DeviceError::Unavailable("the copy that lost nothing was lost just now".to_owned()).into());
-        }
-        if !own.intact
-            && let Some((replica, client, _)) = whole
-        {
+        if !own.intact && others.iter().any(|(_, state)| state.intact) {
+            let Some((replica, client, _)) = clients.iter().find(|(_, _, state)| state.intact) else {
+                return Err(DeviceError::Unavailable("the copy that lost nothing was lost just now".to_owned()).into());
+            };
             tracing::warn!(volume = %self.volume, from = %replica.node, "this node's copy lost writes, taking them from another");
             for extent in &extents {
                 self.copy_extent(*extent, &Side::Remote(replica, client), &Side::Local)

@@ -198,7 +198,8 @@ impl Entry {
     ) -> Option<Result<(), CopyError>> {
         let total: u64 = blocks.ranges.iter().map(|(_, count)| u64::from(*count)).sum();
         let hot = |(block, count): &(u64, u32)| self.copy.is_hot(*block, u64::from(*count));
-        if total > QUICK || !blocks.ranges.iter().all(hot) {
+        // One that may have lost something notes on its disk that it is whole again.
+        if total > QUICK || !self.intact.load(Ordering::Relaxed) || !blocks.ranges.iter().all(hot) {
             return None;
         }
         let gate = self.gate.try_read()?;

@@ -446,21 +446,20 @@ impl Master {
         Ok(())
     }
 
-    /// Tells every copy that holds everything that all before it is settled, by a write of nothing: each knows then that it is whole.
-    pub(super) fn settle_all(&self) -> Result<(), DeviceError> {
-        let position = self.begin();
+    /// Tells every copy that holds everything that it does, by a write of nothing: all before it is settled.
+    pub(super) fn tell_all_whole(&self) -> Result<(), DeviceError> {
+        let position = self.settled_now();
         let change = Change::Write {
             position,
             blocks: nothing(),
-            flush: true,
+            flush: false,
         };
-        let local = |stamp| self.local.write(stamp, position, &nothing(), true);
+        let local = |stamp| self.local.write(stamp, position, &nothing(), false);
         self.on_all(Reach::Complete, &change, &local, false)?;
-        self.settle_position(position);
         Ok(())
     }
 
-    /// Where a write of nothing stands among the others: for one copy, that it is whole.
+    /// Where a write of nothing stands among the others.
     pub(super) fn settled_now(&self) -> Position {
         let position = self.begin();
         self.settle_position(position);

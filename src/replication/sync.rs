@@ -11,7 +11,7 @@ use super::{
     link::{ALL, LinkError, Replica, flatten},
     master::{Master, nothing, over},
     pace::Pace,
-    service::{Blocks, Position},
+    service::{Blocks, Position, Stamp},
     store::{CopyError, Sum, ZERO_SUM},
     wire::{Client, Open},
 };
@@ -35,6 +35,7 @@ use std::{
     },
     time::Duration,
 };
+use tarpc::client::RpcError;
 use tokio_util::sync::CancellationToken;
 
 /// Blocks sent in one message.
@@ -255,25 +256,34 @@ impl Master {
                 .map_err(SyncError::Local)
             }
             Side::Remote(replica, client) => {
-                let mut at = epoch;
-                loop {
-                    let stamp = replica.current_stamp(at)?;
-                    let context = within(DEADLINE);
-                    let result = match blocks.clone() {
-                        Some(blocks) => self.wait(client.write(context, stamp, Position::default(), blocks, false)),
-                        None => self.wait(client.discard(context, stamp, Position::default(), block, count)),
-                    };
-                    match flatten(result, DEADLINE) {
-                        Ok(()) => return Ok(()),
-                        Err(LinkError::Copy(CopyError::Stale { epoch: theirs, .. })) if theirs > at => {
-                            at = self.wait(self.catch_up(at, theirs))?;
-                            if at < theirs {
-                                return Err(SyncError::Dropped);
-                            }
-                        }
-                        Err(error) => return Err(error.into()),
+                let position = Position::default();
+                self.at_epoch(replica, epoch, async |stamp| match blocks.clone() {
+                    Some(blocks) => client.write(within(DEADLINE), stamp, position, blocks, false).await,
+                    None => client.discard(within(DEADLINE), stamp, position, block, count).await,
+                })
+            }
+        }
+    }
+
+    /// Does a change of a copy at `epoch`, or at a later one that the copy knows of already.
+    fn at_epoch(
+        &self,
+        replica: &Replica,
+        epoch: u64,
+        change: impl AsyncFn(Stamp) -> Result<Result<(), CopyError>, RpcError>,
+    ) -> Result<(), SyncError> {
+        let mut at = epoch;
+        loop {
+            let stamp = replica.current_stamp(at)?;
+            match flatten(self.wait(change(stamp)), DEADLINE) {
+                Ok(()) => return Ok(()),
+                Err(LinkError::Copy(CopyError::Stale { epoch: theirs, .. })) if theirs > at => {
+                    at = self.wait(self.catch_up(at, theirs))?;
+                    if at < theirs {
+                        return Err(SyncError::Dropped);
                     }
                 }
+                Err(error) => return Err(error.into()),
             }
         }
     }
@@ -470,10 +480,10 @@ impl Master {
         // Whatever waits for an answer then gets none.
         self.environment.runtime.spawn(async move {
             tokio::select! {
-            biased;
-                            () = interrupted.cancelled() => closed.cancel(),
-                            () = closed.cancelled() => {}
-                        }
+                biased;
+                () = interrupted.cancelled() => closed.cancel(),
+                () = closed.cancelled() => {}
+            }
         });
         let result = self.walk(&replica, &client, progress, stop);
         if result.is_err() {
@@ -546,7 +556,7 @@ impl Master {
                 // What it got until now goes to its disk while nobody else's flush waits for that.
                 if flushes < FLUSHES {
                     let started = Instant::now();
-                    self.flush_copy(replica, client, true)?;
+                    self.flush_copy(replica, client)?;
                     progress.moved();
                     flushes = if over(started, QUICK) { flushes + 1 } else { FLUSHES };
                     continue;
@@ -582,42 +592,35 @@ impl Master {
             extents.insert(next);
         }
         progress.enter(Phase::Flushing);
-        self.flush_copy(replica, client, true)?;
+        self.flush_copy(replica, client)?;
         progress.enter(Phase::Comparing);
         for batch in extents.iter().copied().collect::<Vec<_>>().chunks(HASHES) {
             pace.rest(replica, stop)?;
             self.check_equal(client, batch)?;
             progress.moved();
         }
-        self.flush_copy(replica, client, false)?;
+        self.tell_whole(replica, client)?;
         progress.enter(Phase::Joining);
         let sent = progress.sent.load(Ordering::Relaxed);
         let reason = format!("copy complete, {sent} blocks sent");
         self.wait(self.complete(replica, &reason))
     }
 
-    /// Flushes a syncing copy. If it is not `early`, it holds everything, and is told so.
-    fn flush_copy(&self, replica: &Replica, client: &Client, early: bool) -> Result<(), SyncError> {
-        let mut at = self.view()?.configuration.epoch;
-        loop {
-            let stamp = replica.current_stamp(at)?;
-            let flushed = if early {
-                self.wait(client.flush(within(DEADLINE), stamp))
-            } else {
-                let position = self.settled_now();
-                self.wait(client.write(within(DEADLINE), stamp, position, nothing(), true))
-            };
-            match flatten(flushed, DEADLINE) {
-                Ok(()) => return Ok(()),
-                Err(LinkError::Copy(CopyError::Stale { epoch: theirs, .. })) if theirs > at => {
-                    at = self.wait(self.catch_up(at, theirs))?;
-                    if at < theirs {
-                        return Err(SyncError::Dropped);
-                    }
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
+    /// Flushes a syncing copy.
+    fn flush_copy(&self, replica: &Replica, client: &Client) -> Result<(), SyncError> {
+        let epoch = self.view()?.configuration.epoch;
+        self.at_epoch(replica, epoch, async |stamp| {
+            client.flush(within(DEADLINE), stamp).await
+        })
+    }
+
+    /// Tells a syncing copy that it holds everything, by a write of nothing.
+    fn tell_whole(&self, replica: &Replica, client: &Client) -> Result<(), SyncError> {
+        let epoch = self.view()?.configuration.epoch;
+        let position = self.settled_now();
+        self.at_epoch(replica, epoch, async |stamp| {
+            client.write(within(DEADLINE), stamp, position, nothing(), false).await
+        })
     }
 
     /// Compares the hashes of some extents while no write is in flight there.
@@ -728,10 +731,10 @@ async fn run(master: Arc<Master>, node: NodeId, progress: Arc<Progress>, stop: C
         }
         *progress.error.lock() = Some(error);
         tokio::select! {
-        biased;
-                    () = stop.cancelled() => return,
-                    () = time::sleep(pause) => {}
-                }
+            biased;
+            () = stop.cancelled() => return,
+            () = time::sleep(pause) => {}
+        }
         pause = (pause * 2).min(longest);
     }
 }
@@ -752,26 +755,26 @@ async fn attempt(
     };
     loop {
         tokio::select! {
-        biased;
-                    done = &mut work => {
-                        return match done {
-                            Ok(Err(_)) if interrupt.is_cancelled() && !stop.is_cancelled() => Err(SyncError::Stuck(stall)),
-                            Ok(result) => result,
-                            Err(error) => Err(SyncError::Device(DeviceError::Io(error.to_string()))),
-                        };
-                    }
-                    () = time::sleep(stall / 4) => {
-                        if progress.idle() < stall || interrupt.is_cancelled() {
-                            continue;
-                        }
-                        let (phase, _) = *progress.at.lock();
-                        let (done, total) = (progress.done.load(Ordering::Relaxed), progress.total.load(Ordering::Relaxed));
-                        let why = format!("nothing for {stall:?} while {}, {done} of {total} bytes done", phase.doing());
-                        tracing::warn!(volume = %master.volume, %node, %why, "a sync makes no progress, interrupting it");
-                        master.tell(EventKind::SyncStuck, Some(node), &why);
-                        *progress.error.lock() = Some(why);
-                        interrupt.cancel();
-                    }
+            biased;
+            done = &mut work => {
+                return match done {
+                    Ok(Err(_)) if interrupt.is_cancelled() && !stop.is_cancelled() => Err(SyncError::Stuck(stall)),
+                    Ok(result) => result,
+                    Err(error) => Err(SyncError::Device(DeviceError::Io(error.to_string()))),
+                };
+            }
+            () = time::sleep(stall / 4) => {
+                if progress.idle() < stall || interrupt.is_cancelled() {
+                    continue;
                 }
+                let (phase, _) = *progress.at.lock();
+                let (done, total) = (progress.done.load(Ordering::Relaxed), progress.total.load(Ordering::Relaxed));
+                let why = format!("nothing for {stall:?} while {}, {done} of {total} bytes done", phase.doing());
+                tracing::warn!(volume = %master.volume, %node, %why, "a sync makes no progress, interrupting it");
+                master.tell(EventKind::SyncStuck, Some(node), &why);
+                *progress.error.lock() = Some(why);
+                interrupt.cancel();
+            }
+        }
     }
 }
