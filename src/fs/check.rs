@@ -32,7 +32,7 @@ const LISTED: usize = 1000;
 const CACHE_BYTES: usize = 32 << 20;
 
 /// What a check found.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct CheckReport {
     /// Inodes seen.
     pub inodes: u64,

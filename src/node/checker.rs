@@ -26,36 +26,11 @@ const LOOK: Duration = Duration::from_millis(200);
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) enum Checked {
     /// This.
-    Found {
-        inodes: u64,
-        used_blocks: u64,
-        blocks: u64,
-        problems: Vec<String>,
-        unlisted: u64,
-    },
+    Found(CheckReport),
     /// There is no file system yet.
     Blank,
     /// The volume is not mounted here, or is just being mounted or unmounted.
     Moving,
-}
-
-impl From<CheckReport> for Checked {
-    fn from(report: CheckReport) -> Self {
-        let CheckReport {
-            inodes,
-            used_blocks,
-            blocks,
-            problems,
-            unlisted,
-        } = report;
-        Self::Found {
-            inodes,
-            used_blocks,
-            blocks,
-            problems,
-            unlisted,
-        }
-    }
 }
 
 impl NodeServer {
@@ -67,7 +42,7 @@ impl NodeServer {
             };
             Box::new(move || match mount.fs.check() {
                 Err(FsError::Closed) => Ok(Checked::Moving),
-                other => other.map(Checked::from),
+                other => other.map(Checked::Found),
             })
         } else {
             let master = self.host.master(volume).ok_or_else(|| {
@@ -76,10 +51,10 @@ impl NodeServer {
             })?;
             Box::new(move || {
                 // Refuses a mount whose claim was dropped by force. It fails if a later claim is there, which the caller sees in the
-                // record, or if the last mount was one from another node, which was closed in order.
+                // record.
                 let _ = master.attach(mounts);
                 let device: Arc<dyn BlockDevice> = master;
-                Ok(FileSystem::check_device(&device)?.map_or(Checked::Blank, Checked::from))
+                Ok(FileSystem::check_device(&device)?.map_or(Checked::Blank, Checked::Found))
             })
         };
         tokio::task::spawn_blocking(checking)
@@ -127,22 +102,16 @@ impl Joined {
             };
             let title = name(&record);
             let moving = match checked {
-                Ok(Checked::Found {
-                    inodes,
-                    used_blocks,
-                    blocks,
-                    problems,
-                    unlisted,
-                }) if same => {
+                Ok(Checked::Found(found)) if same => {
                     return Ok(VolumeCheck {
                         volume: title,
                         node_name: view.node_name(node),
                         mounted,
-                        inodes,
-                        used_bytes: used_blocks.saturating_mul(BLOCK_SIZE as u64),
-                        capacity: blocks.saturating_mul(BLOCK_SIZE as u64),
-                        problems,
-                        unlisted_problems: unlisted,
+                        inodes: found.inodes,
+                        used_bytes: found.used_blocks.saturating_mul(BLOCK_SIZE as u64),
+                        capacity: found.blocks.saturating_mul(BLOCK_SIZE as u64),
+                        problems: found.problems,
+                        unlisted_problems: found.unlisted,
                     });
                 }
                 Ok(Checked::Blank) if same => return Err(blank(&record)),

@@ -9,17 +9,18 @@ use super::mounts::Mounts;
 use super::scrubber::{Pass, Scrubber};
 use crate::api::{ApiError, Code};
 use crate::block::BLOCK_SIZE;
+use crate::exec::sync::Mutex;
 use crate::replication::{CopyError, MasterStatus, ReplicaHost, Verification};
 use crate::rpc::{self, Connection, Identity, Kind, Limits, Peer, within};
 use crate::volume::{Event, NodeId, VolumeId};
 use jiff::Timestamp;
-use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tarpc::client::RpcError;
 use tarpc::context::Context;
 
 /// Requests of one connection handled at once.
@@ -34,6 +35,11 @@ const MAX_NODES: usize = 1024;
 const UNMOUNT: Duration = Duration::from_secs(90);
 /// How long comparing copies, or checking a file system, may take.
 const VERIFY: Duration = Duration::from_secs(3600);
+
+/// What another node said, if it said something.
+fn answered<T>(address: &str, answer: Result<T, RpcError>) -> Result<T, ApiError> {
+    answer.map_err(|error| ApiError::unavailable(format!("the node at {address} did not answer: {error}")))
+}
 
 /// An [`ApiError`] on the wire.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -113,7 +119,7 @@ pub(super) struct NodeServer {
     pub(super) host: Arc<ReplicaHost>,
     pub(super) mounts: Arc<Mounts>,
     pub(super) nodes: Arc<Nodes>,
-    pub(super) problems: Arc<crate::exec::sync::Mutex<BTreeMap<VolumeId, String>>>,
+    pub(super) problems: Arc<Mutex<BTreeMap<VolumeId, String>>>,
     pub(super) journal: Arc<Journal>,
     /// Where the copies are.
     pub(super) directory: PathBuf,
@@ -352,12 +358,8 @@ impl Nodes {
         // A daemon that hangs is found out soon; one that answers may take its time.
         self.ping(node, address).await?;
         let client = self.client(node, address).await?;
-        match client.unmount(within(UNMOUNT), volume, force).await {
-            Ok(result) => Ok(result?),
-            Err(error) => Err(ApiError::unavailable(format!(
-                "the node at {address} did not answer: {error}"
-            ))),
-        }
+        let unmounted = client.unmount(within(UNMOUNT), volume, force).await;
+        Ok(answered(address, unmounted)??)
     }
 
     /// Where the scrub of a volume whose master is on another node stands, or starts one.
@@ -369,12 +371,8 @@ impl Nodes {
         start: bool,
     ) -> Result<Option<Pass>, ApiError> {
         let client = self.client(node, address).await?;
-        match client.scrub(within(ASK), volume, start).await {
-            Ok(result) => Ok(result?),
-            Err(error) => Err(ApiError::unavailable(format!(
-                "the node at {address} did not answer: {error}"
-            ))),
-        }
+        let pass = client.scrub(within(ASK), volume, start).await;
+        Ok(answered(address, pass)??)
     }
 
     /// Checks a file system on another node.
@@ -387,12 +385,8 @@ impl Nodes {
         mounts: u64,
     ) -> Result<Checked, ApiError> {
         let client = self.client(node, address).await?;
-        match client.check(within(VERIFY), volume, mounted, mounts).await {
-            Ok(result) => Ok(result?),
-            Err(error) => Err(ApiError::unavailable(format!(
-                "the node at {address} did not answer: {error}"
-            ))),
-        }
+        let checked = client.check(within(VERIFY), volume, mounted, mounts).await;
+        Ok(answered(address, checked)??)
     }
 
     /// Compares the copies of a volume whose master is on another node.
@@ -404,11 +398,7 @@ impl Nodes {
         deep: bool,
     ) -> Result<Verification, ApiError> {
         let client = self.client(node, address).await?;
-        match client.verify(within(VERIFY), volume, deep).await {
-            Ok(result) => Ok(result?),
-            Err(error) => Err(ApiError::unavailable(format!(
-                "the node at {address} did not answer: {error}"
-            ))),
-        }
+        let verified = client.verify(within(VERIFY), volume, deep).await;
+        Ok(answered(address, verified)??)
     }
 }
