@@ -15,55 +15,12 @@ mod simulated;
 mod world;
 
 #[cfg(not(test))]
+pub use real::Runtime;
+#[cfg(not(test))]
 pub(crate) use real::{random, sync, task, thread, time};
+#[cfg(test)]
+pub use simulated::Runtime;
 #[cfg(test)]
 pub(crate) use simulated::{random, sync, task, thread, time};
 #[cfg(test)]
 pub(crate) use world::{Host, World, belongings, block_on, draw, host};
-
-use std::future::Future;
-use tokio::runtime::Handle;
-
-/// Where tasks run that a thread starts or waits for.
-#[derive(Clone)]
-pub struct Runtime(#[cfg(not(test))] Handle, #[cfg(test)] Option<Handle>);
-
-impl Runtime {
-    /// A runtime of `tokio`.
-    #[must_use]
-    pub fn of(handle: Handle) -> Self {
-        #[cfg(not(test))]
-        return Self(handle);
-        #[cfg(test)]
-        Self(Some(handle))
-    }
-
-    /// The simulated world of whoever calls.
-    #[cfg(test)]
-    pub(crate) fn simulated() -> Self {
-        Self(None)
-    }
-
-    /// Runs a future to its end on this thread, which may block.
-    pub(crate) fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
-        #[cfg(test)]
-        let Some(handle) = &self.0 else {
-            return world::block_on(future);
-        };
-        #[cfg(not(test))]
-        let handle = &self.0;
-        handle.block_on(future)
-    }
-
-    /// Starts a task.
-    pub(crate) fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) {
-        #[cfg(test)]
-        let Some(handle) = &self.0 else {
-            world::spawn("task", move || world::block_on(future));
-            return;
-        };
-        #[cfg(not(test))]
-        let handle = &self.0;
-        handle.spawn(future);
-    }
-}

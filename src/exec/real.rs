@@ -1,5 +1,30 @@
 //! The names of [`super`] outside of tests.
 
+use std::future::Future;
+use tokio::runtime::Handle;
+
+/// Where tasks run that a thread starts or waits for.
+#[derive(Clone)]
+pub struct Runtime(Handle);
+
+impl Runtime {
+    /// A runtime of `tokio`.
+    #[must_use]
+    pub fn of(handle: Handle) -> Self {
+        Self(handle)
+    }
+
+    /// Runs a future to its end on this thread, which may block.
+    pub(crate) fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
+        self.0.block_on(future)
+    }
+
+    /// Starts a task.
+    pub(crate) fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) {
+        self.0.spawn(future);
+    }
+}
+
 pub(crate) mod sync {
     pub(crate) use parking_lot::{Condvar, Mutex, RwLock, RwLockReadGuard};
 }
@@ -9,7 +34,7 @@ pub(crate) mod thread {
 }
 
 pub(crate) mod task {
-    pub(crate) use tokio::task::{spawn, spawn_blocking};
+    pub(crate) use tokio::task::{JoinHandle, spawn, spawn_blocking};
 }
 
 pub(crate) mod time {

@@ -1,5 +1,40 @@
 //! The names of [`super`] in the crate's own tests: in a fiber, its world's; elsewhere the real ones.
 
+use super::world;
+use std::future::Future;
+use tokio::runtime::Handle;
+
+/// Where tasks run that a thread starts or waits for.
+#[derive(Clone)]
+pub enum Runtime {
+    /// `tokio`'s.
+    Real(Handle),
+    /// The world of whoever calls.
+    World,
+}
+
+impl Runtime {
+    /// A runtime of `tokio`.
+    #[must_use]
+    pub fn of(handle: Handle) -> Self {
+        Self::Real(handle)
+    }
+
+    pub(crate) fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
+        match self {
+            Self::Real(handle) => handle.block_on(future),
+            Self::World => world::block_on(future),
+        }
+    }
+
+    pub(crate) fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) {
+        match self {
+            Self::Real(handle) => drop(handle.spawn(future)),
+            Self::World => world::spawn("task", move || world::block_on(future)),
+        }
+    }
+}
+
 /// Locks.
 pub(crate) mod sync {
     use super::super::world::{self, FiberRef};
@@ -41,10 +76,54 @@ pub(crate) mod sync {
         waiting: Waiting,
     }
 
-    pub(crate) struct MutexGuard<'a, T> {
+    /// Holds a lock; wakes those who wait for it when it is dropped.
+    pub(crate) struct Guard<'a, G> {
         /// `None` only while it waits for a condition or is dropped.
-        real: Option<parking_lot::MutexGuard<'a, T>>,
-        of: &'a Mutex<T>,
+        real: Option<G>,
+        waiting: &'a Waiting,
+    }
+
+    pub(crate) type MutexGuard<'a, T> = Guard<'a, parking_lot::MutexGuard<'a, T>>;
+    pub(crate) type RwLockReadGuard<'a, T> = Guard<'a, parking_lot::RwLockReadGuard<'a, T>>;
+    pub(crate) type RwLockWriteGuard<'a, T> = Guard<'a, parking_lot::RwLockWriteGuard<'a, T>>;
+
+    impl<G> Guard<'_, G> {
+        fn release(&mut self) {
+            self.real = None;
+            self.waiting.wake();
+        }
+
+        fn held(&mut self) -> &mut G {
+            self.real.as_mut().expect("held")
+        }
+    }
+
+    impl<G: Deref> Deref for Guard<'_, G> {
+        type Target = G::Target;
+
+        fn deref(&self) -> &G::Target {
+            self.real.as_ref().expect("held")
+        }
+    }
+
+    impl<G: DerefMut> DerefMut for Guard<'_, G> {
+        fn deref_mut(&mut self) -> &mut G::Target {
+            self.held()
+        }
+    }
+
+    impl<G> Drop for Guard<'_, G> {
+        fn drop(&mut self) {
+            self.release();
+        }
+    }
+
+    /// Waits for a mutex.
+    fn acquire<'a, T>(real: &'a parking_lot::Mutex<T>, waiting: &Waiting) -> parking_lot::MutexGuard<'a, T> {
+        match FiberRef::current() {
+            None => real.lock(),
+            Some(fiber) => waiting.until(&fiber, || real.try_lock()),
+        }
     }
 
     impl<T> Mutex<T> {
@@ -55,24 +134,17 @@ pub(crate) mod sync {
             }
         }
 
-        fn acquire(&self) -> parking_lot::MutexGuard<'_, T> {
-            match FiberRef::current() {
-                None => self.real.lock(),
-                Some(fiber) => self.waiting.until(&fiber, || self.real.try_lock()),
-            }
-        }
-
         pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
             MutexGuard {
-                real: Some(self.acquire()),
-                of: self,
+                real: Some(acquire(&self.real, &self.waiting)),
+                waiting: &self.waiting,
             }
         }
 
         pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
             Some(MutexGuard {
                 real: Some(self.real.try_lock()?),
-                of: self,
+                waiting: &self.waiting,
             })
         }
     }
@@ -80,27 +152,6 @@ pub(crate) mod sync {
     impl<T: std::fmt::Debug> std::fmt::Debug for Mutex<T> {
         fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
             self.real.fmt(f)
-        }
-    }
-
-    impl<T> Deref for MutexGuard<'_, T> {
-        type Target = T;
-
-        fn deref(&self) -> &T {
-            self.real.as_ref().expect("held")
-        }
-    }
-
-    impl<T> DerefMut for MutexGuard<'_, T> {
-        fn deref_mut(&mut self) -> &mut T {
-            self.real.as_mut().expect("held")
-        }
-    }
-
-    impl<T> Drop for MutexGuard<'_, T> {
-        fn drop(&mut self) {
-            self.real = None;
-            self.of.waiting.wake();
         }
     }
 
@@ -135,7 +186,7 @@ pub(crate) mod sync {
 
         pub(crate) fn wait<T>(&self, guard: &mut MutexGuard<'_, T>) {
             match FiberRef::current() {
-                None => self.real.wait(guard.real.as_mut().expect("held")),
+                None => self.real.wait(guard.held()),
                 Some(fiber) => {
                     self.simulated(&fiber, guard, None);
                 }
@@ -144,10 +195,7 @@ pub(crate) mod sync {
 
         pub(crate) fn wait_until<T>(&self, guard: &mut MutexGuard<'_, T>, until: Instant) -> WaitTimeoutResult {
             let timed_out = match FiberRef::current() {
-                None => self
-                    .real
-                    .wait_until(guard.real.as_mut().expect("held"), until.real())
-                    .timed_out(),
+                None => self.real.wait_until(guard.held(), until.real()).timed_out(),
                 Some(fiber) => self.simulated(&fiber, guard, Some(until)),
             };
             WaitTimeoutResult(timed_out)
@@ -156,8 +204,8 @@ pub(crate) mod sync {
         /// Whether the time was over before it was notified.
         fn simulated<T>(&self, fiber: &FiberRef, guard: &mut MutexGuard<'_, T>, until: Option<Instant>) -> bool {
             self.waiting.0.lock().push(fiber.clone());
-            guard.real = None;
-            guard.of.waiting.wake();
+            let mutex = parking_lot::MutexGuard::mutex(guard.held());
+            guard.release();
             let listed = || self.waiting.0.lock().contains(fiber);
             let over = || until.is_some_and(|until| Instant::now() >= until);
             while listed() && !over() {
@@ -165,7 +213,7 @@ pub(crate) mod sync {
             }
             let timed_out = listed();
             self.waiting.0.lock().retain(|other| other != fiber);
-            guard.real = Some(guard.of.acquire());
+            guard.real = Some(acquire(mutex, guard.waiting));
             timed_out
         }
     }
@@ -175,16 +223,6 @@ pub(crate) mod sync {
     pub(crate) struct RwLock<T> {
         real: parking_lot::RwLock<T>,
         waiting: Waiting,
-    }
-
-    pub(crate) struct RwLockReadGuard<'a, T> {
-        real: Option<parking_lot::RwLockReadGuard<'a, T>>,
-        waiting: &'a Waiting,
-    }
-
-    pub(crate) struct RwLockWriteGuard<'a, T> {
-        real: Option<parking_lot::RwLockWriteGuard<'a, T>>,
-        waiting: &'a Waiting,
     }
 
     impl<T> RwLock<T> {
@@ -233,42 +271,6 @@ pub(crate) mod sync {
                 real: Some(real),
                 waiting: &self.waiting,
             }
-        }
-    }
-
-    impl<T> Deref for RwLockReadGuard<'_, T> {
-        type Target = T;
-
-        fn deref(&self) -> &T {
-            self.real.as_ref().expect("held")
-        }
-    }
-
-    impl<T> Deref for RwLockWriteGuard<'_, T> {
-        type Target = T;
-
-        fn deref(&self) -> &T {
-            self.real.as_ref().expect("held")
-        }
-    }
-
-    impl<T> DerefMut for RwLockWriteGuard<'_, T> {
-        fn deref_mut(&mut self) -> &mut T {
-            self.real.as_mut().expect("held")
-        }
-    }
-
-    impl<T> Drop for RwLockReadGuard<'_, T> {
-        fn drop(&mut self) {
-            self.real = None;
-            self.waiting.wake();
-        }
-    }
-
-    impl<T> Drop for RwLockWriteGuard<'_, T> {
-        fn drop(&mut self) {
-            self.real = None;
-            self.waiting.wake();
         }
     }
 }

@@ -7,7 +7,12 @@
 use super::control::{Control, name};
 use crate::block::BlockDevice;
 use crate::cluster::View;
-use crate::exec::{random, sync::Mutex, task, time};
+use crate::exec::{
+    random,
+    sync::Mutex,
+    task::{self, JoinHandle},
+    time,
+};
 use crate::replication::{ActivateError, Environment, Master, Options, ReplicaHost};
 use crate::volume::{NodeId, Volume, VolumeId};
 use rand::seq::IteratorRandom;
@@ -70,8 +75,49 @@ impl Serving {
     }
 }
 
+/// The keepers of this node.
+pub(crate) struct Keepers {
+    serving: Arc<Serving>,
+    running: Mutex<BTreeMap<VolumeId, JoinHandle<()>>>,
+    stop: CancellationToken,
+}
+
+impl Keepers {
+    /// None runs yet; all end with `stop`.
+    pub(crate) fn new(serving: Arc<Serving>, stop: CancellationToken) -> Self {
+        Self {
+            serving,
+            running: Mutex::default(),
+            stop,
+        }
+    }
+
+    /// Starts one for each volume that has its master here. They end by themselves.
+    pub(crate) fn keep_masters(&self, view: &View) {
+        let mut running = self.running.lock();
+        running.retain(|_, keeper| !keeper.is_finished());
+        for volume in view.volumes.values() {
+            if volume.configuration.master == Some(self.serving.node) && !self.stop.is_cancelled() {
+                running
+                    .entry(volume.id)
+                    .or_insert_with(|| task::spawn(keep(self.serving.clone(), volume.id, self.stop.clone())));
+            }
+        }
+        self.serving.problems.lock().retain(|id, _| running.contains_key(id));
+    }
+
+    /// Waits until all have ended, after `stop`.
+    pub(super) async fn ended(&self) {
+        let running = std::mem::take(&mut *self.running.lock());
+        for keeper in running.into_values() {
+            // A keeper that panicked has nothing more to stop.
+            let _ = keeper.await;
+        }
+    }
+}
+
 /// Runs until this node is not the volume's master any more, or `stop`.
-pub(crate) async fn keep(serving: Arc<Serving>, volume: VolumeId, stop: CancellationToken) {
+async fn keep(serving: Arc<Serving>, volume: VolumeId, stop: CancellationToken) {
     let mut view = serving.control.watch();
     let mut pause = FIRST_PAUSE;
     while !stop.is_cancelled() {

@@ -7,26 +7,19 @@
 
 use super::control::Control;
 use super::journal::{self, Journal};
-use super::keeper::{self, Serving};
+use super::keeper::{Keepers, Serving};
 use super::mounts::Mounts;
 use crate::cluster::View;
 use crate::replication::{Environment, Options, ReplicaHost};
 use crate::volume::VolumeId;
-use parking_lot::Mutex;
-use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 /// A round is made at least this often, for what no change announces (a copy that failed, a removal that failed).
 const ROUND: Duration = Duration::from_secs(5);
-
-struct Keeper {
-    task: JoinHandle<()>,
-}
 
 /// See the module's text.
 pub(super) struct Volumes {
@@ -34,7 +27,7 @@ pub(super) struct Volumes {
     pub(super) mounts: Arc<Mounts>,
     pub(super) journal: Arc<Journal>,
     directory: PathBuf,
-    keepers: Mutex<HashMap<VolumeId, Keeper>>,
+    keepers: Keepers,
     stop: CancellationToken,
 }
 
@@ -49,20 +42,22 @@ impl Volumes {
         journal: Arc<Journal>,
         directory: PathBuf,
     ) -> Arc<Self> {
+        let serving = Arc::new(Serving {
+            node: host.node(),
+            host,
+            environment,
+            options,
+            control,
+            problems: Arc::default(),
+        });
+        let stop = CancellationToken::new();
         Arc::new(Self {
-            serving: Arc::new(Serving {
-                node: host.node(),
-                host,
-                environment,
-                options,
-                control,
-                problems: Arc::default(),
-            }),
+            keepers: Keepers::new(serving.clone(), stop.clone()),
+            serving,
             mounts,
             journal,
             directory,
-            keepers: Mutex::default(),
-            stop: CancellationToken::new(),
+            stop,
         })
     }
 
@@ -76,7 +71,7 @@ impl Volumes {
                 if let Some(before) = before.replace(now.clone()) {
                     journal::record_changes(&self.journal, &before, &now);
                 }
-                self.keep_masters(&now);
+                self.keepers.keep_masters(&now);
                 self.mounts.check_claims(&now);
             }
         };
@@ -106,20 +101,6 @@ impl Volumes {
                 return Some(now);
             }
         }
-    }
-
-    /// Starts a keeper for each volume that has its master here. They end by themselves.
-    fn keep_masters(self: &Arc<Self>, view: &View) {
-        let mut keepers = self.keepers.lock();
-        keepers.retain(|_, keeper| !keeper.task.is_finished());
-        for volume in view.volumes.values() {
-            if volume.configuration.master == Some(self.serving.node) && !self.stop.is_cancelled() {
-                keepers.entry(volume.id).or_insert_with(|| Keeper {
-                    task: tokio::spawn(keeper::keep(self.serving.clone(), volume.id, self.stop.clone())),
-                });
-            }
-        }
-        self.serving.problems.lock().retain(|id, _| keepers.contains_key(id));
     }
 
     /// Removes copies of volumes that are gone, and those that this node is to hold no longer.
@@ -155,11 +136,7 @@ impl Volumes {
     /// Ends the masters and closes the copies. Mounts must have ended.
     pub(super) async fn stop(&self) {
         self.stop.cancel();
-        let keepers: Vec<Keeper> = self.keepers.lock().drain().map(|(_, keeper)| keeper).collect();
-        for keeper in keepers {
-            // A keeper that panicked has nothing more to stop.
-            let _ = keeper.task.await;
-        }
+        self.keepers.ended().await;
         let host = self.serving.host.clone();
         let volumes: Vec<VolumeId> = self.serving.control.view().volumes.keys().copied().collect();
         let closed = tokio::task::spawn_blocking(move || {

@@ -6,7 +6,7 @@ use super::network::{Network, node};
 use crate::cluster::{Catalog, NewVolume, Timing, View, VolumeChange, control, keep_node_alive};
 use crate::exec::{Host, Runtime, World, block_on, task, thread, time};
 use crate::node::control::Control;
-use crate::node::keeper::{Serving, keep};
+use crate::node::keeper::{Keepers, Serving};
 use crate::node::records::{Addresses, Records};
 use crate::node::route::Route;
 use crate::replication::{Copies, Environment, Options, ReplicaHost};
@@ -159,7 +159,7 @@ impl Cluster {
                 config: Arc::new(Records(control_plane.clone())),
                 peers: Arc::new(Addresses(control_plane.clone())),
                 observer: Arc::new(()),
-                runtime: Runtime::simulated(),
+                runtime: Runtime::World,
             },
             options: Options::default(),
             control: control_plane,
@@ -266,25 +266,18 @@ impl Cluster {
     }
 }
 
-/// What the daemon's `Volumes` does: keepers, and the removal of copies.
+/// Has done what the daemon's `Volumes` has done: keepers, and the removal of copies.
 async fn rounds(
     serving: Arc<Serving>,
     mounted: Arc<Mounted>,
     mut view: watch::Receiver<Arc<View>>,
     stop: CancellationToken,
 ) {
-    let mut keepers: BTreeMap<VolumeId, task::JoinHandle<()>> = BTreeMap::new();
+    let keepers = Keepers::new(serving.clone(), stop);
     loop {
         let now = view.borrow_and_update().clone();
         if now.revision > 0 {
-            keepers.retain(|_, keeper| !keeper.is_finished());
-            for volume in now.volumes.values() {
-                if volume.configuration.master == Some(serving.node) {
-                    keepers
-                        .entry(volume.id)
-                        .or_insert_with(|| task::spawn(keep(serving.clone(), volume.id, stop.clone())));
-                }
-            }
+            keepers.keep_masters(&now);
             if let Ok(copies) = mounted.list() {
                 serving.remove_unwanted(&now, copies).await;
             }

@@ -11,7 +11,6 @@ mod cluster;
 mod control;
 mod disk;
 mod network;
-#[cfg(test)]
 mod tests;
 mod workload;
 

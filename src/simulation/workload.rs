@@ -110,6 +110,12 @@ impl Judge {
         self.book.lock().harmed = true;
     }
 
+    /// Whether a claim is still a host's.
+    fn holds(&self, host: Host, claim: u64) -> bool {
+        let record = self.cluster.record();
+        record.mounts == claim && record.mount.is_some_and(|claim| claim.node == node(host))
+    }
+
     fn mounted(&self) -> u64 {
         let mut book = self.book.lock();
         book.mounts += 1;
@@ -338,12 +344,6 @@ impl Mount {
         })
     }
 
-    /// Whether the claim is still this mount's.
-    fn holds(&self, judge: &Judge) -> bool {
-        let record = judge.cluster.record();
-        record.mounts == self.claim && record.mount.is_some_and(|claim| claim.node == node(self.host))
-    }
-
     /// All is well again: if it has its claim, it works.
     pub(super) fn works(&self, judge: &Arc<Judge>) {
         // Its master may have moved just now.
@@ -351,7 +351,7 @@ impl Mount {
         let before = judge.acknowledged();
         thread::sleep(Duration::from_secs(3));
         let alive = judge.cluster.process(self.host).is_some() && self.running.load(Ordering::SeqCst) > 0;
-        if alive && self.holds(judge) && judge.acknowledged() == before {
+        if alive && judge.holds(self.host, self.claim) && judge.acknowledged() == before {
             judge.wrong("all is well and the mount does not write".to_owned());
         }
     }
@@ -379,9 +379,6 @@ impl Mount {
                     }
                     Ok(_) | Err(DeviceError::ReadOnly(_)) => {}
                     Err(error) => {
-                        let record = judge.cluster.record();
-                        let holds =
-                            record.mounts == claim && record.mount.is_some_and(|claim| claim.node == node(host));
                         let early = started.elapsed() < IO_TIMEOUT;
                         let right = match error {
                             DeviceError::Unavailable(_) | DeviceError::Fenced(_) => !early,
@@ -390,7 +387,7 @@ impl Mount {
                             }
                             _ => false,
                         };
-                        if holds && !right {
+                        if judge.holds(host, claim) && !right {
                             judge.wrong(format!("an error after {:?}: {error}", started.elapsed()));
                         }
                     }
