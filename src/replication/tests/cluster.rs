@@ -419,6 +419,15 @@ impl Cluster {
         assert!(state.configuration.check());
     }
 
+    /// Makes another node the master and leaves a dead one's copy out, as the controller does.
+    pub(super) fn promote(&self, heir: usize, dead: usize) {
+        let (heir, dead) = (self.nodes[heir].id, self.nodes[dead].id);
+        self.reconfigure(|configuration| {
+            configuration.master = Some(heir);
+            configuration.in_sync.remove(&dead);
+        });
+    }
+
     /// Tells a master of the record.
     pub(super) fn tell(&self, master: &Master) -> Result<(), DeviceError> {
         self.runtime.block_on(master.configuration_changed(self.state()))

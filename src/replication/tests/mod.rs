@@ -184,11 +184,7 @@ fn the_tail_of_a_dead_master_is_made_equal() {
     old.stop();
     drop(old);
     cluster.kill(0);
-    let (dead, heir) = (cluster.nodes[0].id, cluster.nodes[1].id);
-    cluster.reconfigure(|configuration| {
-        configuration.master = Some(heir);
-        configuration.in_sync.remove(&dead);
-    });
+    cluster.promote(1, 0);
     let new = cluster.activate(1);
     assert_eq!(get(&*new, 10), 1);
     assert_eq!(get(&*new, 11), 7);

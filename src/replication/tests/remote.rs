@@ -48,12 +48,7 @@ fn a_remote_device_survives_a_change_of_master() {
         old.stop();
         drop(old);
         cluster.kill(0);
-        let (dead, heir) = (cluster.nodes[0].id, cluster.nodes[1].id);
-        cluster.reconfigure(|configuration| {
-            configuration.master = Some(heir);
-            configuration.in_sync.remove(&dead);
-        });
-        let new = cluster.activate(1);
+        let new = promote_second(&cluster);
         let then = written.load(Ordering::SeqCst);
         eventually("writes go on", || written.load(Ordering::SeqCst) > then + 5);
         stop.store(true, Ordering::SeqCst);
@@ -73,16 +68,11 @@ fn a_remote_device_leaves_a_master_that_falls_silent() {
     cluster.config.state.lock().io_timeout = 2 * LONG;
     let old = cluster.activate(0);
     let silent = Arc::new(AtomicBool::new(false));
-    let (dead, heir) = (cluster.nodes[0].id, cluster.nodes[1].id);
-    cluster.addresses.through_a_network(dead, &silent);
+    cluster.addresses.through_a_network(cluster.nodes[0].id, &silent);
     let device = remote(&cluster, 2, 1).unwrap();
     put(&device, 1, 1, 1).unwrap();
     silent.store(true, Ordering::SeqCst);
-    cluster.reconfigure(|configuration| {
-        configuration.master = Some(heir);
-        configuration.in_sync.remove(&dead);
-    });
-    let new = cluster.activate(1);
+    let new = promote_second(&cluster);
     let started = Instant::now();
     put(&device, 1, 2, 1).unwrap();
     assert!(started.elapsed() < LONG, "after {:?}", started.elapsed());
@@ -122,11 +112,7 @@ fn activate_cut_off(cluster: &Cluster, io_timeout: Duration) -> (Arc<Master>, im
 
 /// Makes the second node the master, as the controller does when it hears nothing of the first.
 fn promote_second(cluster: &Cluster) -> Arc<Master> {
-    let (dead, heir) = (cluster.nodes[0].id, cluster.nodes[1].id);
-    cluster.reconfigure(|configuration| {
-        configuration.master = Some(heir);
-        configuration.in_sync.remove(&dead);
-    });
+    cluster.promote(1, 0);
     cluster.activate(1)
 }
 
