@@ -11,6 +11,7 @@ pub mod block;
 pub mod cli;
 pub mod cluster;
 pub mod exec;
+pub mod fdstore;
 pub mod fs;
 pub mod fuse;
 pub mod node;

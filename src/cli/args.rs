@@ -195,6 +195,9 @@ pub(super) enum NodeVerb {
     /// Run this node's daemon until SIGTERM
     #[command(after_help = RUN_HELP)]
     Run(Box<RunOptions>),
+    /// Hold a daemon's mounts; daemons start this themselves
+    #[command(hide = true)]
+    Fdstore(HoldOptions),
     /// List the nodes
     #[command(visible_alias = "list")]
     Ls(ListOptions),
@@ -295,6 +298,8 @@ copies), storageos.sock (its API). A fresh node is in no cluster: make one with 
 
 SIGTERM unmounts the volumes mounted here and stops. If a mount is busy, the daemon says which and goes on serving it until
 it is free, a second SIGTERM, or 60 seconds have passed; then everything is committed and the mount is detached.
+SIGHUP stops the daemon and leaves its mounts: programs wait until the next one, perhaps of a newer version, has started, and go on. So do
+they when the daemon is killed (--keep-mounts).
 
 Logs go to stderr; RUST_LOG chooses what (default info), as RUST_LOG=storageos::replication=debug,info.
 
@@ -317,6 +322,17 @@ fn control_store(text: &str) -> Result<ControlConfig, String> {
         .parse()
         .map_err(|e: crate::cluster::EtcdAddressError| e.to_string())?;
     Ok(ControlConfig::Etcd(config))
+}
+
+/// Of the process that holds mounts for a daemon.
+#[derive(Debug, Args)]
+pub(super) struct HoldOptions {
+    /// Its socket
+    #[arg(long, value_name = "PATH")]
+    pub(super) socket: PathBuf,
+    /// Seconds until it lets go when no daemon comes
+    #[arg(long, value_name = "SECONDS")]
+    pub(super) wait: u64,
 }
 
 #[derive(Debug, Args)]
@@ -364,6 +380,10 @@ pub(super) struct RunOptions {
     /// holds, no address needed
     #[arg(long, value_name = "ADDR:PORT,…", value_delimiter = ',', num_args = 0..=1)]
     pub(super) join: Option<Vec<String>>,
+    /// How long the mounts of a daemon that died, or was told to with SIGHUP, wait for the next daemon to go on with them; 0s: they end
+    /// with the daemon
+    #[arg(long, value_name = "TIME", default_value = "60s")]
+    pub(super) keep_mounts: String,
     /// Days in which every copy is read once and compared with its hashes, in the background; 0: only when asked to
     #[arg(long, value_name = "DAYS", default_value = "30", value_parser = days)]
     pub(super) scrub_days: Days,

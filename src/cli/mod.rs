@@ -66,16 +66,19 @@ fn report(error: &ApiError) {
 }
 
 fn dispatch(cli: Cli) -> Result<ExitCode, ApiError> {
-    if let Noun::Node(args::NodeCommand {
-        verb: args::NodeVerb::Run(options),
-    }) = cli.noun
-    {
-        return run::run(*options, cli.debug);
-    }
+    let noun = match cli.noun {
+        Noun::Node(args::NodeCommand {
+            verb: args::NodeVerb::Run(options),
+        }) => return run::run(*options, cli.debug),
+        Noun::Node(args::NodeCommand {
+            verb: args::NodeVerb::Fdstore(options),
+        }) => return run::hold(&options),
+        noun => noun,
+    };
     if cli.debug {
         run::logs_for_people("debug");
     }
-    if let Noun::Debug(command) = cli.noun {
+    if let Noun::Debug(command) = noun {
         return debug::run(&command);
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -86,7 +89,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, ApiError> {
     let client = Client::new(&host)?;
     tracing::debug!(socket = %client.socket().display(), "asking the daemon");
     runtime.block_on(async {
-        match cli.noun {
+        match noun {
             Noun::Cluster(command) => cluster::run(&client, command.verb).await,
             Noun::Node(command) => node::run(&client, command.verb).await,
             Noun::Namespace(command) => namespace::run(&client, command.verb).await,

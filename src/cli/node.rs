@@ -21,7 +21,9 @@ pub(super) const COLUMNS: [&str; 8] = [
 pub(super) async fn run(client: &Client, verb: NodeVerb) -> Result<ExitCode, ApiError> {
     match verb {
         // The caller has started the daemon instead of a client.
-        NodeVerb::Run(_) => return Err(ApiError::internal("the daemon is not started through its own API")),
+        NodeVerb::Run(_) | NodeVerb::Fdstore(_) => {
+            return Err(ApiError::internal("the daemon is not started through its own API"));
+        }
         NodeVerb::Ls(options) => {
             let nodes: Vec<NodeInfo> = client.get("/v1/nodes").await?;
             if options.quiet {

@@ -1,10 +1,11 @@
 //! `storageos node run`: the daemon's process: logs, signals, exit code.
 
-use super::args::RunOptions;
+use super::args::{HoldOptions, RunOptions};
 use super::mount::parse_time;
 use super::volume::labels;
 use crate::api::{ApiError, Code, DEFAULT_SOCKET, SOCKET_IN_DATA_DIR};
 use crate::cluster::Timing;
+use crate::fdstore::{self, FdStoreConfig};
 use crate::node::{ApiSocket, ControlConfig, Daemon, NodeConfig, Start, StartError};
 use crate::replication::Options;
 use std::process::ExitCode;
@@ -14,8 +15,10 @@ use tokio_util::sync::CancellationToken;
 
 /// Shortest time after which something may be taken for dead.
 const SHORTEST: Duration = Duration::from_secs(1);
+/// How long threads that are left over get when the daemon has stopped.
+const LEFT: Duration = Duration::from_secs(2);
 
-/// Runs the daemon until SIGTERM or SIGINT.
+/// Runs the daemon until SIGTERM or SIGINT, or SIGHUP, which leaves its mounts to the next daemon.
 pub(super) fn run(options: RunOptions, debug: bool) -> Result<ExitCode, ApiError> {
     logs(if debug { "debug" } else { "info" }, options.log_format == "json");
     let config = config(options)?;
@@ -24,6 +27,15 @@ pub(super) fn run(options: RunOptions, debug: bool) -> Result<ExitCode, ApiError
         .build()
         .map_err(|e| ApiError::internal(format!("cannot start the async runtime: {e}")))?;
     runtime.block_on(serve(config))?;
+    // What a mount waits for may never come.
+    runtime.shutdown_timeout(LEFT);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Holds mounts for a daemon (see [`crate::fdstore`]).
+pub(super) fn hold(options: &HoldOptions) -> Result<ExitCode, ApiError> {
+    let wait = Duration::from_secs(options.wait);
+    fdstore::run(&options.socket, wait).map_err(|error| ApiError::new(Code::Failed, error.to_string()))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -31,11 +43,13 @@ async fn serve(config: NodeConfig) -> Result<(), ApiError> {
     let no_signals = |e| ApiError::internal(format!("cannot wait for signals: {e}"));
     let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
+    let mut hand_over = signal(SignalKind::hangup()).map_err(no_signals)?;
     let daemon = Daemon::start(config).await.map_err(failed)?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
+    let stays = tokio::select! {
+        _ = terminate.recv() => false,
+        _ = interrupt.recv() => false,
+        _ = hand_over.recv() => true,
+    };
     let hurry = CancellationToken::new();
     let hurried = hurry.clone();
     tokio::spawn(async move {
@@ -45,7 +59,11 @@ async fn serve(config: NodeConfig) -> Result<(), ApiError> {
         }
         hurried.cancel();
     });
-    daemon.stop(hurry).await;
+    if stays {
+        daemon.hand_over(hurry).await;
+    } else {
+        daemon.stop(hurry).await;
+    }
     Ok(())
 }
 
@@ -94,7 +112,15 @@ fn config(options: RunOptions) -> Result<NodeConfig, ApiError> {
         grace: parse_time(&options.replace_after)?,
         ..Timing::default()
     };
+    let wait = parse_time(&options.keep_mounts)?;
+    let outlive = (!wait.is_zero()).then(|| FdStoreConfig {
+        socket: options.data_dir.join("fdstore.sock"),
+        // The program that runs, also when its file was replaced.
+        program: "/proc/self/exe".into(),
+        wait,
+    });
     Ok(NodeConfig {
+        outlive,
         data_dir: options.data_dir,
         listen: options.listen,
         advertise: options.advertise,

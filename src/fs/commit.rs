@@ -7,6 +7,7 @@
 
 use super::backend::{Control, MetaArea, Phase, Trouble};
 use super::log;
+use super::memory::{MemoryLog, Position};
 use super::store::Disk;
 use super::{Core, FsError, Ino, State};
 use crate::block::{BLOCK_SIZE, Write};
@@ -78,6 +79,15 @@ pub(super) struct Commit {
     made_room: Option<Instant>,
     /// A commit is wanted before the timer's next tick.
     early: bool,
+}
+
+impl State {
+    /// A commit has covered the memory log up to here.
+    fn release_memory(&mut self, mark: Option<Position>) {
+        if let (Some(memory), Some(mark)) = (&mut self.memory, mark) {
+            memory.release(mark);
+        }
+    }
 }
 
 impl Core {
@@ -176,6 +186,7 @@ impl Core {
             drop(state);
             return self.checkpoint_now();
         }
+        let mark = state.memory.as_mut().map(MemoryLog::mark);
         let changes = state.store.take_unlogged();
         let record = Bytes::from(log::encode(state.log.generation, state.log.sequence, &changes));
         let blocks = (record.len() / BLOCK_SIZE) as u64;
@@ -207,6 +218,7 @@ impl Core {
             Ok(()) => {
                 state.log.sequence += 1;
                 state.log.at += blocks;
+                state.release_memory(mark);
                 Ok(upto)
             }
             Err(e) => {
@@ -248,6 +260,7 @@ impl Core {
         self.wait_for_checkpoint()?;
         let mut state = self.state.lock();
         let upto = state.op;
+        let mark = state.memory.as_mut().map(MemoryLog::mark);
         let unlogged = state.store.take_unlogged();
         if !self.start_checkpoint(&mut state) {
             state.store.give_back(unlogged);
@@ -255,9 +268,12 @@ impl Core {
         }
         drop(state);
         let result = self.wait_for_checkpoint();
-        if result.is_err() {
-            self.state.lock().store.give_back(unlogged);
+        let mut state = self.state.lock();
+        match &result {
+            Ok(()) => state.release_memory(mark),
+            Err(_) => state.store.give_back(unlogged),
         }
+        drop(state);
         result.map(|()| upto)
     }
 
@@ -333,16 +349,22 @@ impl Core {
     pub(super) fn state_with_room(&self) -> Result<MutexGuard<'_, State>, FsError> {
         let state = self.state.lock();
         let (unlogged, changed) = (state.store.unlogged_bytes(), state.store.changed_bytes());
-        if unlogged <= EARLY_COMMIT_BYTES && changed <= CHANGES_MAX {
+        let memory = state.memory.as_ref();
+        let early = unlogged > EARLY_COMMIT_BYTES || memory.is_some_and(MemoryLog::wants_commit);
+        let full = memory.is_some_and(MemoryLog::is_full);
+        if !early && changed <= CHANGES_MAX {
             return Ok(state);
         }
         drop(state);
-        if unlogged > EARLY_COMMIT_BYTES {
+        if early {
             let mut commit = self.commit.lock();
             if !commit.early {
                 commit.early = true;
                 self.committed.notify_all();
             }
+        }
+        if full {
+            self.commit_all()?;
         }
         if changed > CHANGES_MAX {
             self.commit_all()?;

@@ -105,6 +105,7 @@ impl Core {
         }
         state.put_changed_directory(parent, directory, inode.mtime);
         state.refer(ino);
+        state.done();
         Ok(inode.attr(ino))
     }
 }
@@ -326,6 +327,7 @@ impl FileSystem {
         state.put_inode(ino, &inode, false);
         state.put_changed_directory(parent, directory, now);
         state.refer(ino);
+        state.done();
         Ok(inode.attr(ino))
     }
 
@@ -346,6 +348,7 @@ impl FileSystem {
         state.store.delete(dirent_key(parent, slot));
         state.put_changed_directory(parent, directory, now);
         let gone = state.drop_link(entry.ino, now)?;
+        state.done();
         drop(state);
         if gone {
             self.core.remove_inode(entry.ino)
@@ -375,6 +378,7 @@ impl FileSystem {
         directory.nlink -= 1;
         state.put_changed_directory(parent, directory, now);
         let gone = state.drop_directory(entry.ino, now)?;
+        state.done();
         drop(state);
         if gone {
             self.core.remove_inode(entry.ino)

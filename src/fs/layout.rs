@@ -50,6 +50,13 @@ pub(super) struct Superblock {
 }
 
 impl Superblock {
+    /// What tells this file system's memory log from another's.
+    pub(super) fn memory_key(&self) -> [u8; 16] {
+        let mut key = [0; 16];
+        key.copy_from_slice(&blake3::derive_key("storageos memory log v1", &self.secret)[..16]);
+        key
+    }
+
     pub(super) fn new(capacity: u64, secret: [u8; 16]) -> Self {
         Self {
             data_blocks: capacity / BLOCK_SIZE as u64,

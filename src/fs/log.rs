@@ -22,6 +22,15 @@ pub(super) fn change_size(key: &[u8], value: Option<&[u8]>) -> usize {
     8 + key.len() + value.map_or(0, <[u8]>::len)
 }
 
+/// Appends a change as records have it.
+pub(super) fn encode_change(out: &mut Vec<u8>, key: &[u8], value: Option<&[u8]>) {
+    // Keys and values are bounded far below 2^31 (names 255, targets 4095, attributes 64 KiB).
+    out.extend_from_slice(&(key.len() as u32).to_le_bytes());
+    out.extend_from_slice(&value.map_or(u32::MAX, |v| v.len() as u32).to_le_bytes());
+    out.extend_from_slice(key);
+    out.extend_from_slice(value.unwrap_or_default());
+}
+
 /// A record of whole blocks.
 pub(super) fn encode(generation: u64, sequence: u64, changes: &[Change]) -> Vec<u8> {
     let body: usize = changes.iter().map(|(k, v)| change_size(k, v.as_deref())).sum();
@@ -32,11 +41,7 @@ pub(super) fn encode(generation: u64, sequence: u64, changes: &[Change]) -> Vec<
     }
     out.resize(HEAD, 0);
     for (key, value) in changes {
-        // Keys and values are bounded far below 2^31 (names 255, targets 4095, attributes 64 KiB).
-        out.extend_from_slice(&(key.len() as u32).to_le_bytes());
-        out.extend_from_slice(&value.as_ref().map_or(u32::MAX, |v| v.len() as u32).to_le_bytes());
-        out.extend_from_slice(key);
-        out.extend_from_slice(value.as_deref().unwrap_or_default());
+        encode_change(&mut out, key, value.as_deref());
     }
     let sum = checksum(&out);
     out[40..HEAD].copy_from_slice(&sum);
@@ -68,22 +73,26 @@ fn decode(record: &[u8], body: usize) -> Option<Vec<Change>> {
     if record[40..HEAD] != checksum(record) {
         return None;
     }
-    let count = word(record, 32)?;
-    let (mut at, mut changes) = (HEAD, Vec::new());
-    let length = |at: usize| Some(u32::from_le_bytes(record.get(at..at + 4)?.try_into().ok()?));
+    decode_changes(&record[HEAD..], word(record, 32)?)
+}
+
+/// So many changes, as [`encode_change`] writes them.
+pub(super) fn decode_changes(bytes: &[u8], count: u64) -> Option<Vec<Change>> {
+    let (mut at, mut changes) = (0, Vec::new());
+    let length = |at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
     for _ in 0..count {
         let (key, value) = (length(at)? as usize, length(at + 4)?);
         at += 8;
-        let bytes = record.get(at..at.checked_add(key)?)?.to_vec();
+        let key_bytes = bytes.get(at..at.checked_add(key)?)?.to_vec();
         at += key;
         let value = if value == u32::MAX {
             None
         } else {
-            let value_bytes = record.get(at..at.checked_add(value as usize)?)?.to_vec();
+            let value_bytes = bytes.get(at..at.checked_add(value as usize)?)?.to_vec();
             at += value as usize;
             Some(value_bytes)
         };
-        changes.push((bytes, value));
+        changes.push((key_bytes, value));
     }
     Some(changes)
 }

@@ -10,6 +10,10 @@
 //! (`log`, `commit`, `order`); fsyncs that wait together share a record. A timer does the same for operations that nobody syncs. A checkpoint
 //! puts the rows into the database, in the background. After a crash the log's records are put again: there is no fsck.
 //!
+//! # Outliving the process
+//! A file system that is opened in a [`Memory`] keeps there what is acknowledged and not yet on the device (`memory`): the next process
+//! that opens it goes on with every operation, also those that no commit had covered, while the kernel goes on with its caches.
+//!
 //! # Data
 //! File data is written in place, to runs of blocks (`extents`, `alloc`). A freed run becomes free again only after the operation
 //! that freed it is durable, no read or write that may know the old place is in flight, and the run was discarded and flushed
@@ -30,6 +34,7 @@ mod extents;
 mod file;
 mod layout;
 mod log;
+mod memory;
 mod order;
 mod orphan;
 mod overlay;
@@ -45,6 +50,7 @@ mod xattr;
 pub use check::CheckReport;
 pub use error::FsError;
 pub use layout::device_blocks;
+pub use memory::Memory;
 pub use types::{
     Attr, Caller, DirEntry, FILE_MAX, FileKind, Ino, NAME_MAX, Options, ROOT, Seek, SetAttr, SetTime, StatFs, Time,
 };
@@ -54,12 +60,14 @@ use backend::{Control, MetaArea, Phase};
 use commit::{Commit, LogPosition};
 use error::posix;
 use layout::{DATA_START, Superblock};
+use memory::{MemoryLog, Replayed};
 use order::Unflushed;
 use orphan::References;
 use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 use reclaim::{Freed, InFlight, Mark};
 use rows::{COUNTERS, Content, Counters, DATA_BLOCKS, Inode, free_key, inode_key, number, orphan_key, pending_key};
-use std::collections::HashMap;
+use std::cell::Cell;
+use std::collections::{BTreeSet, HashMap};
 use std::ops::{Bound, Deref, DerefMut};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -96,6 +104,12 @@ struct State {
     window_since: Arc<AtomicU64>,
     /// A file with unflushed data replaced another since the last record: the data goes first (`order`).
     data_first: bool,
+    /// Of a file system that survives its process.
+    memory: Option<MemoryLog>,
+    /// The request that the running operation does, once it is done.
+    done: Option<u64>,
+    /// The kernel knew the file system before this process: its references are not all counted.
+    inherited: bool,
 }
 
 /// The state while one operation changes it. When a read of the database failed on the way, all that it changed is taken back.
@@ -136,6 +150,13 @@ impl DerefMut for Changing<'_> {
 
 impl Drop for Changing<'_> {
     fn drop(&mut self) {
+        let state = &mut *self.guard;
+        let done = state.done.take();
+        if let Some(memory) = &mut state.memory
+            && !state.store.has_failed()
+        {
+            memory.append(done, state.store.changed());
+        }
         if self.guard.store.end() {
             self.guard.counters = self.counters_before;
             self.guard.cursor = self.cursor_before;
@@ -157,7 +178,13 @@ struct Rows {
 }
 
 impl Rows {
-    fn read(device: &dyn BlockDevice, disk: &Disk, superblock: &Superblock) -> Result<Self, FsError> {
+    /// Reads the rows; `more` puts those over the intent log's that are in no log on the device, and says how many records they were in.
+    fn read(
+        device: &dyn BlockDevice,
+        disk: &Disk,
+        superblock: &Superblock,
+        more: impl FnOnce(&mut Store) -> Result<u64, FsError>,
+    ) -> Result<Self, FsError> {
         let base = disk.base()?;
         let generation = Disk::generation(&base)?;
         let mut store = Store::new(base);
@@ -168,6 +195,7 @@ impl Rows {
                 Ok::<(), FsError>(())
             })?;
         }
+        records += more(&mut store)?;
         let counters = store
             .get(COUNTERS)?
             .and_then(|v| postcard::from_bytes(&v).ok())
@@ -196,6 +224,10 @@ fn hash_key(superblock: &Superblock) -> [u8; 32] {
 }
 
 struct Core {
+    /// Asks the kernel whether it still has an inode, if it knew the file system before this process.
+    kernel: Option<Box<dyn Fn(Ino) -> bool + Send + Sync>>,
+    /// Requests that an earlier process did and may not have answered.
+    done_before: BTreeSet<u64>,
     device: Arc<dyn BlockDevice>,
     superblock: Superblock,
     options: Options,
@@ -292,27 +324,55 @@ impl FileSystem {
     /// # Errors
     /// The device's, or [`FsError::Format`].
     pub fn open(device: Arc<dyn BlockDevice>, options: Options) -> Result<Arc<Self>, FsError> {
+        Self::open_with(device, options, None)
+    }
+
+    /// The same for a file system that shall outlive the process: what is acknowledged and not on the device is in `memory`, and an
+    /// inherited one is gone on with.
+    ///
+    /// # Errors
+    /// As [`Self::open`], and [`FsError::Format`] if what was inherited is not whole: then operations that were acknowledged are lost.
+    pub fn open_in_memory(
+        device: Arc<dyn BlockDevice>,
+        options: Options,
+        memory: Memory,
+    ) -> Result<Arc<Self>, FsError> {
+        Self::open_with(device, options, Some(memory))
+    }
+
+    fn open_with(device: Arc<dyn BlockDevice>, options: Options, memory: Option<Memory>) -> Result<Arc<Self>, FsError> {
         let superblock =
             Superblock::read(&*device)?.ok_or_else(|| FsError::Format("the device holds no file system".into()))?;
         let (commit, committed) = (Arc::new(Mutex::new(Commit::default())), Arc::new(Condvar::new()));
         let control = Control::new(commit::tell(&commit, &committed));
         let area = MetaArea::open(device.clone(), control.clone())?;
         let disk = Disk::open(area, options.metadata_cache_bytes)?;
+        let mut replayed = Replayed::default();
         let Rows {
             mut store,
             generation,
             records,
             counters,
             data_blocks,
-        } = Rows::read(&*device, &disk, &superblock)?;
+        } = Rows::read(&*device, &disk, &superblock, |store| {
+            if let Some(inherited) = memory.as_ref().filter(|memory| memory.kernel.is_some()) {
+                replayed = inherited.replay(superblock.memory_key(), |change| store.replayed(change))?;
+            }
+            Ok(replayed.records)
+        })?;
         // What was replayed goes into the database at once: both halves of the log are free again.
         let mut position = generation;
         if let Some(rows) = store.freeze().filter(|_| records > 0) {
             position += 2;
             disk.apply(&rows, position)?;
-            tracing::info!(records, "intent log replayed");
+            tracing::info!(records, of_memory = replayed.records, "intent log replayed");
         }
         store.thaw(disk.base()?);
+        // What the memory had is in the database: it begins anew.
+        let begin = |memory: &Memory| memory.begin(superblock.memory_key(), &replayed);
+        let log = memory.as_ref().map(begin).transpose();
+        let log = log.map_err(|e| FsError::Metadata(format!("no memory for a mount: {e}")))?;
+        let kernel = memory.and_then(|memory| memory.kernel);
         let window_since = Arc::new(AtomicU64::new(0));
         let core = Arc::new(Core {
             hash_key: hash_key(&superblock),
@@ -330,7 +390,12 @@ impl FileSystem {
                 cursor: DATA_START,
                 window_since: window_since.clone(),
                 data_first: false,
+                memory: log,
+                done: None,
+                inherited: kernel.is_some(),
             }),
+            kernel,
+            done_before: replayed.unanswered,
             commit,
             committed,
             refusing: AtomicBool::new(false),
@@ -385,6 +450,28 @@ impl FileSystem {
         }
         *self.core.disk.lock() = None;
         result
+    }
+
+    /// Does and answers a request of the kernel: should the process end between, [`Self::has_done`] tells the next one.
+    pub fn request<R>(&self, id: u64, run: impl FnOnce() -> R) -> R {
+        REQUEST.set(Some(id));
+        let result = run();
+        REQUEST.set(None);
+        self.answered(id);
+        result
+    }
+
+    /// A request that [`Self::has_done`] knew was answered.
+    pub fn answered(&self, id: u64) {
+        if let Some(memory) = &mut self.core.state.lock().memory {
+            memory.answered(id);
+        }
+    }
+
+    /// Whether an earlier process did a request that the kernel sends again.
+    #[must_use]
+    pub fn has_done(&self, id: u64) -> bool {
+        self.core.done_before.contains(&id)
     }
 
     /// Makes everything durable.
@@ -578,13 +665,25 @@ impl Core {
             })?;
         drop(state);
         for ino in orphans {
-            self.remove_inode(ino)?;
+            if !self.kernel.as_ref().is_some_and(|knows| knows(ino)) {
+                self.remove_inode(ino)?;
+            }
         }
         Ok(())
     }
 }
 
+thread_local! {
+    /// The request that the calling thread does.
+    static REQUEST: Cell<Option<u64>> = const { Cell::new(None) };
+}
+
 impl State {
+    /// The running operation did what its request asks for, and must not do it twice.
+    fn done(&mut self) {
+        self.done = REQUEST.get();
+    }
+
     fn inode(&self, ino: Ino) -> Result<Inode, FsError> {
         match self.store.get(&inode_key(ino))? {
             Some(row) => Inode::decode(&row).ok_or_else(|| FsError::Metadata(format!("inode {ino}'s row is damaged"))),

@@ -1,7 +1,7 @@
 //! Inodes without a name: they live while the kernel knows them or somebody has them open.
 //!
-//! The kernel's references are counted as FUSE asks: each answer that names an inode is one, `forget` gives some back. A count that
-//! does not fit (a kernel that outlived a daemon) is taken as zero.
+//! The kernel's references are counted as FUSE asks: each answer that names an inode is one, `forget` gives some back. A kernel that outlived a
+//! daemon has references that nobody counted: then it is asked, each time it forgets an inode without a name.
 
 use super::rows::{inode_key, orphan_key, xattr_key};
 use super::{Core, FileSystem, FsError, Ino, State};
@@ -23,16 +23,18 @@ impl State {
     /// An inode lost its last name: it goes now, or when the last reference does.
     pub(super) fn orphan(&mut self, ino: Ino) -> bool {
         self.store.put(orphan_key(ino), Vec::new());
-        !self.references.contains_key(&ino)
+        !self.inherited && !self.references.contains_key(&ino)
     }
 
     fn release(&mut self, ino: Ino, change: impl FnOnce(&mut References)) -> Result<bool, FsError> {
         let references = self.references.entry(ino).or_default();
         change(references);
-        if references.lookups > 0 || references.opens > 0 {
+        let held = references.lookups > 0 || references.opens > 0;
+        if !held {
+            self.references.remove(&ino);
+        } else if !self.inherited {
             return Ok(false);
         }
-        self.references.remove(&ino);
         Ok(self.store.get(&orphan_key(ino))?.is_some())
     }
 }
@@ -50,6 +52,8 @@ impl FileSystem {
 
     fn drop_reference(&self, ino: Ino, change: impl FnOnce(&mut References)) {
         let gone = self.core.state.lock().release(ino, change);
+        let knows = |ino| self.core.kernel.as_ref().is_some_and(|knows| knows(ino));
+        let gone = gone.map(|gone| gone && !knows(ino));
         let result = match gone {
             Ok(true) if !self.core.options.read_only => self.core.remove_inode(ino),
             Ok(_) => Ok(()),

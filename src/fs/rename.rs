@@ -128,6 +128,7 @@ impl FileSystem {
             };
             core.insert(&mut state, parent, &whiteout)?;
         }
+        state.done();
         drop(state);
         match gone {
             Some(ino) => core.remove_inode(ino),

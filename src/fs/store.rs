@@ -10,7 +10,7 @@ use super::log::{Change, change_size};
 use super::rows::{GENERATION, ROW_BYTES, number};
 use redb::{Database, ReadOnlyTable, ReadableDatabase, TableDefinition, TableError};
 use std::cell::Cell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -168,6 +168,19 @@ impl Store {
     pub(super) fn begin(&mut self) {
         self.undo.clear();
         self.read_failed.set(false);
+    }
+
+    /// Whether a read failed since the operation began, so that it will be taken back.
+    pub(super) fn has_failed(&self) -> bool {
+        self.read_failed.get()
+    }
+
+    /// What the operation changed, each row once, as it is now.
+    pub(super) fn changed(&self) -> impl Iterator<Item = (&[u8], Option<&[u8]>)> {
+        let keys: BTreeSet<&[u8]> = self.undo.iter().map(|undo| &undo.key[..]).collect();
+        // An operation changes no row that is not among the changes.
+        keys.into_iter()
+            .filter_map(|key| Some((key, self.changes.get(key)?.as_deref())))
     }
 
     /// The operation ends: takes it back if a read failed on the way, and says so.

@@ -57,6 +57,7 @@ impl FileSystem {
         state.store.put(key, value.to_vec());
         inode.ctime = Time::now();
         state.put_inode(ino, &inode, false);
+        state.done();
         Ok(())
     }
 
@@ -105,6 +106,7 @@ impl FileSystem {
         state.store.delete(key);
         inode.ctime = Time::now();
         state.put_inode(ino, &inode, false);
+        state.done();
         Ok(())
     }
 }

@@ -59,6 +59,18 @@ fail!(ReplyEntry, ReplyAttr, ReplyEmpty, ReplyData, ReplyWrite);
 
 type Name = Box<[u8]>;
 
+/// In a request's number: the kernel sends it again (`FUSE_UNIQUE_RESEND`).
+const SENT_AGAIN: u64 = 1 << 63;
+
+fn was_done<A>(_: &FileSystem, _: A, reply: ReplyEmpty) {
+    reply.ok();
+}
+
+/// A name that was made is told as it is now.
+fn was_made(kind: Kind, fs: &FileSystem, parent: u64, name: &[u8], reply: ReplyEntry) {
+    answer_entry(kind, parent, reply, fs.lookup(parent, name));
+}
+
 fn owned(name: &OsStr) -> Name {
     name.as_bytes().into()
 }
@@ -106,6 +118,35 @@ impl Adapter {
             (arguments, reply),
             move |(arguments, reply)| run(&fs, arguments, reply),
             |(_, reply)| reply.fail(Errno::ENOMEM),
+        );
+    }
+
+    /// The same for a request that does something once: should the daemon die between doing and answering it, the next one is sent it
+    /// again, and answers as `again` does.
+    fn once<A: Send + 'static, R: Fail>(
+        &self,
+        request: &Request,
+        kind: Kind,
+        arguments: A,
+        reply: R,
+        run: fn(&FileSystem, A, R),
+        again: fn(&FileSystem, A, R),
+    ) {
+        let arguments = (request.unique().0, arguments, run, again);
+        self.may_wait(
+            Lane::Change,
+            kind,
+            arguments,
+            reply,
+            |fs, (id, a, run, again), reply| {
+                let first = id & !SENT_AGAIN;
+                if id != first && fs.has_done(first) {
+                    again(fs, a, reply);
+                    fs.answered(first);
+                } else {
+                    fs.request(first, || run(fs, a, reply));
+                }
+            },
         );
     }
 
@@ -244,67 +285,99 @@ impl fuser::Filesystem for Adapter {
     // The kernel has applied the umask to `mode` (FUSE_DONT_MASK is not asked for).
     fn mknod(&self, r: &Request, parent: INodeNo, name: &OsStr, mode: u32, _: u32, rdev: u32, reply: ReplyEntry) {
         let arguments = (caller(r), parent.0, owned(name), mode, rdev);
-        self.may_wait(Lane::Change, Kind::Mknod, arguments, reply, |fs, a, reply| {
-            answer_entry(Kind::Mknod, a.1, reply, fs.mknod(&a.0, a.1, &a.2, a.3, a.4));
-        });
+        self.once(
+            r,
+            Kind::Mknod,
+            arguments,
+            reply,
+            |fs, a, reply| {
+                answer_entry(Kind::Mknod, a.1, reply, fs.mknod(&a.0, a.1, &a.2, a.3, a.4));
+            },
+            |fs, a, reply| {
+                was_made(Kind::Mknod, fs, a.1, &a.2, reply);
+            },
+        );
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, _: u32, reply: ReplyEntry) {
         let arguments = (caller(request), parent.0, owned(name), mode);
-        self.may_wait(Lane::Change, Kind::Mkdir, arguments, reply, |fs, a, reply| {
-            answer_entry(Kind::Mkdir, a.1, reply, fs.mkdir(&a.0, a.1, &a.2, a.3));
-        });
+        self.once(
+            request,
+            Kind::Mkdir,
+            arguments,
+            reply,
+            |fs, a, reply| {
+                answer_entry(Kind::Mkdir, a.1, reply, fs.mkdir(&a.0, a.1, &a.2, a.3));
+            },
+            |fs, a, reply| {
+                was_made(Kind::Mkdir, fs, a.1, &a.2, reply);
+            },
+        );
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         let arguments = (caller(request), parent.0, owned(name), owned(target.as_os_str()));
-        self.may_wait(Lane::Change, Kind::Symlink, arguments, reply, |fs, a, reply| {
-            answer_entry(Kind::Symlink, a.1, reply, fs.symlink(&a.0, a.1, &a.2, &a.3));
-        });
+        self.once(
+            request,
+            Kind::Symlink,
+            arguments,
+            reply,
+            |fs, a, reply| {
+                answer_entry(Kind::Symlink, a.1, reply, fs.symlink(&a.0, a.1, &a.2, &a.3));
+            },
+            |fs, a, reply| {
+                was_made(Kind::Symlink, fs, a.1, &a.2, reply);
+            },
+        );
     }
 
-    fn link(&self, _: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn link(&self, request: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let arguments = (ino.0, parent.0, owned(name));
-        self.may_wait(
-            Lane::Change,
+        self.once(
+            request,
             Kind::Link,
             arguments,
             reply,
             |fs, (ino, parent, name), reply| {
                 answer_entry(Kind::Link, ino, reply, fs.link(ino, parent, &name));
             },
+            |fs, a, reply| {
+                was_made(Kind::Link, fs, a.1, &a.2, reply);
+            },
         );
     }
 
-    fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let arguments = (parent.0, owned(name));
-        self.may_wait(
-            Lane::Change,
+        self.once(
+            request,
             Kind::Unlink,
             arguments,
             reply,
             |fs, (parent, name), reply| {
                 answer_empty(Kind::Unlink, parent, reply, fs.unlink(parent, &name));
             },
+            was_done,
         );
     }
 
-    fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let arguments = (parent.0, owned(name));
-        self.may_wait(
-            Lane::Change,
+        self.once(
+            request,
             Kind::Rmdir,
             arguments,
             reply,
             |fs, (parent, name), reply| {
                 answer_empty(Kind::Rmdir, parent, reply, fs.rmdir(parent, &name));
             },
+            was_done,
         );
     }
 
     fn rename(
         &self,
-        _: &Request,
+        request: &Request,
         parent: INodeNo,
         name: &OsStr,
         new_parent: INodeNo,
@@ -313,9 +386,16 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let arguments = (parent.0, owned(name), new_parent.0, owned(new_name), flags.bits());
-        self.may_wait(Lane::Change, Kind::Rename, arguments, reply, |fs, a, reply| {
-            answer_empty(Kind::Rename, a.0, reply, fs.rename(a.0, &a.1, a.2, &a.3, a.4));
-        });
+        self.once(
+            request,
+            Kind::Rename,
+            arguments,
+            reply,
+            |fs, a, reply| {
+                answer_empty(Kind::Rename, a.0, reply, fs.rename(a.0, &a.1, a.2, &a.3, a.4));
+            },
+            was_done,
+        );
     }
 
     fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
@@ -459,11 +539,18 @@ impl fuser::Filesystem for Adapter {
         }
     }
 
-    fn setxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, value: &[u8], flags: i32, _: u32, reply: ReplyEmpty) {
+    fn setxattr(&self, r: &Request, ino: INodeNo, name: &OsStr, value: &[u8], flags: i32, _: u32, reply: ReplyEmpty) {
         let arguments = (ino.0, owned(name), value.to_vec(), flags);
-        self.may_wait(Lane::Change, Kind::Setxattr, arguments, reply, |fs, a, reply| {
-            answer_empty(Kind::Setxattr, a.0, reply, fs.setxattr(a.0, &a.1, &a.2, a.3));
-        });
+        self.once(
+            r,
+            Kind::Setxattr,
+            arguments,
+            reply,
+            |fs, a, reply| {
+                answer_empty(Kind::Setxattr, a.0, reply, fs.setxattr(a.0, &a.1, &a.2, a.3));
+            },
+            was_done,
+        );
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -486,16 +573,16 @@ impl fuser::Filesystem for Adapter {
         answer_xattr(ino.0, size, reply, names);
     }
 
-    fn removexattr(&self, _: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let arguments = (ino.0, owned(name));
-        self.may_wait(
-            Lane::Change,
+    fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.once(
+            request,
             Kind::Removexattr,
-            arguments,
+            (ino.0, owned(name)),
             reply,
             |fs, (ino, name), reply| {
                 answer_empty(Kind::Removexattr, ino, reply, fs.removexattr(ino, &name));
             },
+            was_done,
         );
     }
 

@@ -4,7 +4,7 @@
 //! silence, half-open sockets and dead helpers cannot hang the daemon. After a successful [`MountBackend::prepare`] the backend hears
 //! [`MountBackend::ended`] exactly once, however the rest goes, and the file system is closed by then.
 
-use super::mount::{DEFAULT_LOOPS, MountEnd, MountHandle, ServeOptions, serve};
+use super::mount::{DEFAULT_LOOPS, LiveMount, MountEnd, MountHandle, ServeError, ServeOptions, resume, serve};
 use crate::fs::FileSystem;
 use mount_helper::protocol::{self, Answer, MountRequest, Request};
 use parking_lot::{Condvar, Mutex};
@@ -61,6 +61,7 @@ pub trait MountBackend: Send + Sync + 'static {
 
 /// A mount: volume and mountpoint.
 type Key = (String, PathBuf);
+type OnEnd = Box<dyn FnOnce(MountEnd) + Send>;
 
 struct Server {
     backend: Arc<dyn MountBackend>,
@@ -71,53 +72,84 @@ struct Server {
     /// Mounts that ended with an error which no `umount` has heard of.
     failed: Mutex<VecDeque<(Key, String)>>,
     helpers: AtomicUsize,
-    stopping: AtomicBool,
 }
 
-/// The listening socket and its thread. Dropping it stops taking new mounts; live ones go on.
+/// The mounts of a daemon, however it got them.
+#[derive(Clone)]
+pub struct Handoff(Arc<Server>);
+
+/// A listening socket and its thread. Dropping it stops taking new mounts there; live ones go on.
 pub struct HandoffServer {
-    server: Arc<Server>,
+    stopping: Arc<AtomicBool>,
     path: PathBuf,
     listener: Arc<UnixListener>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// Listens on `socket` (see [`protocol::mount_socket`]), which is made with mode 0600; a dead daemon's is replaced.
-///
-/// # Errors
-/// `AddrInUse` if another daemon answers there; the file system's.
-pub fn start(socket: &Path, backend: Arc<dyn MountBackend>) -> io::Result<HandoffServer> {
-    let listener = Arc::new(bind(socket)?);
-    let server = Arc::new(Server {
-        backend,
-        mounts: Mutex::default(),
-        gone: Condvar::new(),
-        failed: Mutex::default(),
-        helpers: AtomicUsize::new(0),
-        stopping: AtomicBool::new(false),
-    });
-    let (serving, accepting) = (server.clone(), listener.clone());
-    let thread = std::thread::Builder::new().name("mount-socket".into());
-    let thread = thread.spawn(move || accept(&accepting, &serving))?;
-    Ok(HandoffServer {
-        server,
-        path: socket.to_owned(),
-        listener,
-        thread: Some(thread),
-    })
-}
+impl Handoff {
+    /// No mounts yet.
+    #[must_use]
+    pub fn new(backend: Arc<dyn MountBackend>) -> Self {
+        Self(Arc::new(Server {
+            backend,
+            mounts: Mutex::default(),
+            gone: Condvar::new(),
+            failed: Mutex::default(),
+            helpers: AtomicUsize::new(0),
+        }))
+    }
 
-impl HandoffServer {
+    /// Listens on `socket` (see [`protocol::mount_socket`]), which is made with mode 0600; a dead daemon's is replaced.
+    ///
+    /// # Errors
+    /// `AddrInUse` if another daemon answers there; the file system's.
+    pub fn listen(&self, socket: &Path) -> io::Result<HandoffServer> {
+        let listener = Arc::new(bind(socket)?);
+        let stopping = Arc::new(AtomicBool::new(false));
+        let (serving, accepting, stop) = (self.0.clone(), listener.clone(), stopping.clone());
+        let thread = std::thread::Builder::new().name("mount-socket".into());
+        let thread = thread.spawn(move || accept(&accepting, &serving, &stop))?;
+        Ok(HandoffServer {
+            stopping,
+            path: socket.to_owned(),
+            listener,
+            thread: Some(thread),
+        })
+    }
+
+    /// Goes on with a mount of an earlier daemon, which `request` made and whose volume is `volume`; the file system is open. The backend
+    /// hears of it as of any other. On an error it hears of the end alone, with the file system closed.
+    ///
+    /// # Errors
+    /// See [`ServeError`].
+    pub fn resume(
+        &self,
+        request: MountRequest,
+        volume: String,
+        fs: &Arc<FileSystem>,
+        live: LiveMount,
+    ) -> Result<(), ServeError> {
+        let key = (volume, request.mountpoint.clone());
+        self.0.mounts.lock().insert(key.clone(), None);
+        let served = self.0.serve(&request, &key, |options, on_end| {
+            resume(fs.clone(), live, options, on_end)
+        });
+        if served.is_err() {
+            self.0.give_back(&request, &key, fs);
+        }
+        served
+    }
+
     /// The live mounts.
     #[must_use]
     pub fn mounts(&self) -> Vec<Arc<MountHandle>> {
-        self.server.mounts.lock().values().flatten().cloned().collect()
+        self.0.mounts.lock().values().flatten().cloned().collect()
     }
 }
 
 impl Drop for HandoffServer {
     fn drop(&mut self) {
-        self.server.stopping.store(true, Ordering::Release);
+        self.stopping.store(true, Ordering::Release);
         // Wakes the thread, even when the socket's name is gone.
         let _ = rustix::net::shutdown(&*self.listener, rustix::net::Shutdown::Both);
         if let Some(thread) = self.thread.take() {
@@ -155,10 +187,10 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-fn accept(listener: &UnixListener, server: &Arc<Server>) {
+fn accept(listener: &UnixListener, server: &Arc<Server>, stopping: &AtomicBool) {
     loop {
         let accepted = listener.accept();
-        if server.stopping.load(Ordering::Acquire) {
+        if stopping.load(Ordering::Acquire) {
             return;
         }
         let stream = match accepted {
@@ -222,9 +254,6 @@ impl Server {
     }
 
     fn mount(self: &Arc<Self>, mut stream: UnixStream, request: MountRequest) {
-        if self.stopping.load(Ordering::Acquire) {
-            return refuse(stream, "the daemon is stopping", "stopping");
-        }
         if !request.mountpoint.is_absolute() {
             return refuse(stream, "the mount point is not an absolute path", "protocol");
         }
@@ -235,7 +264,7 @@ impl Server {
         let key = (volume, request.mountpoint.clone());
         self.mounts.lock().insert(key.clone(), None);
         match self.take_descriptor(&mut stream, &key.0) {
-            Ok(descriptor) => self.serve(stream, request, key, fs, descriptor),
+            Ok(descriptor) => self.serve_helper(stream, &request, &key, &fs, descriptor),
             Err(why) => {
                 self.give_back(&request, &key, &fs);
                 refuse(stream, &why, "handoff");
@@ -254,14 +283,35 @@ impl Server {
         }
     }
 
-    fn serve(
+    fn serve_helper(
         self: &Arc<Self>,
         mut stream: UnixStream,
-        request: MountRequest,
-        key: Key,
-        fs: Arc<FileSystem>,
+        request: &MountRequest,
+        key: &Key,
+        fs: &Arc<FileSystem>,
         descriptor: OwnedFd,
     ) {
+        let served = self.serve(request, key, |options, on_end| {
+            serve(fs.clone(), descriptor, options, on_end)
+        });
+        match served {
+            Ok(()) => {
+                // If the helper is gone, its mount is there all the same.
+                let _ = answer(&mut stream, &Answer::Mounted);
+            }
+            Err(error) => {
+                self.give_back(request, key, fs);
+                refuse(stream, &error.to_string(), "handoff");
+            }
+        }
+    }
+
+    fn serve(
+        self: &Arc<Self>,
+        request: &MountRequest,
+        key: &Key,
+        start: impl FnOnce(ServeOptions, OnEnd) -> Result<Arc<MountHandle>, ServeError>,
+    ) -> Result<(), ServeError> {
         let options = ServeOptions {
             source: key.0.clone(),
             mountpoint: request.mountpoint.clone(),
@@ -274,20 +324,11 @@ impl Server {
             let _ = announcement.recv();
             server.end(&ended_request, &ended_key, &end);
         };
-        match serve(fs.clone(), descriptor, options, on_end) {
-            Ok(handle) => {
-                self.mounts.lock().insert(key, Some(handle.clone()));
-                self.backend.mounted(&request, &handle);
-                drop(announced);
-                // If the helper is gone, its mount is there all the same.
-                let _ = answer(&mut stream, &Answer::Mounted);
-            }
-            Err(error) => {
-                drop(announced);
-                self.give_back(&request, &key, &fs);
-                refuse(stream, &error.to_string(), "handoff");
-            }
-        }
+        let handle = start(options, Box::new(on_end))?;
+        self.mounts.lock().insert(key.clone(), Some(handle.clone()));
+        self.backend.mounted(request, &handle);
+        drop(announced);
+        Ok(())
     }
 
     /// Ends what was prepared but never mounted.

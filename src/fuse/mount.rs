@@ -1,27 +1,24 @@
-//! One live mount: serves a `/dev/fuse` descriptor that somebody else mounted, until it is unmounted.
+//! One live mount: serves a `/dev/fuse` descriptor that somebody else mounted, or that an earlier daemon served, until it is unmounted.
 //!
 //! Invariant: whoever gave the file system is told of the end exactly once, after every request was answered and
 //! [`FileSystem::close`] was run. So "ended" means that nothing unsaved is left (or that the error says what is).
 
-use super::adapter::{Adapter, Shared};
+use super::adapter::Shared;
+use super::greeting::{self, Greeting};
 use super::pool::Pool;
 use super::requests::Requests;
 use super::table;
 use crate::fs::{FileSystem, FsError};
-use fuser::{Config, Session, SessionACL};
+use fuser::Config;
 use mount_helper::{record, utab};
 use parking_lot::{Condvar, Mutex};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{FileType, fstat, major, minor};
 use rustix::mount::UnmountFlags;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How long the kernel may take to greet; it does at once when the descriptor is mounted.
-const GREETING: Duration = Duration::from_secs(10);
 /// Event loops of a mount unless told otherwise: one always stays free (see `pool`).
 pub const DEFAULT_LOOPS: usize = 3;
 /// Most event loops of a mount.
@@ -91,9 +88,59 @@ impl State {
 
 /// A live mount. Dropping the handle changes nothing.
 pub struct MountHandle {
+    live: LiveMount,
     options: ServeOptions,
     state: Arc<State>,
     shared: Arc<Shared>,
+}
+
+/// The kernel's side of a mount: lives as long as somebody holds it, whether it is served or not.
+pub struct LiveMount {
+    fd: OwnedFd,
+    greeting: Greeting,
+}
+
+impl LiveMount {
+    /// What an earlier daemon served: the descriptor, and what [`Self::greeting`] was then.
+    ///
+    /// # Errors
+    /// [`ServeError::NotFuse`].
+    pub fn new(fd: OwnedFd, greeting: Vec<u8>) -> Result<Self, ServeError> {
+        greeting::check_kind(&fd)?;
+        Ok(Self {
+            fd,
+            greeting: Greeting::again(greeting)?,
+        })
+    }
+
+    /// What the kernel said when it was mounted: to be kept with the descriptor.
+    #[must_use]
+    pub fn greeting(&self) -> &[u8] {
+        self.greeting.as_bytes()
+    }
+
+    /// Another hold on it.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self {
+            fd: self.fd.try_clone()?,
+            greeting: self.greeting.clone(),
+        })
+    }
+
+    /// Whether the kernel still has an inode.
+    #[must_use]
+    pub fn knows(&self, ino: u64) -> bool {
+        greeting::knows(self.fd.as_fd(), ino)
+    }
+}
+
+impl AsFd for LiveMount {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
 }
 
 /// Serves `fd` from threads of its own. Returns when the kernel has greeted; `on_end` is called once, after the file system was closed.
@@ -107,7 +154,30 @@ pub fn serve(
     options: ServeOptions,
     on_end: impl FnOnce(MountEnd) + Send + 'static,
 ) -> Result<Arc<MountHandle>, ServeError> {
-    check_descriptor(&fd)?;
+    let greeting = Greeting::read(&fd)?;
+    start(fs, LiveMount { fd, greeting }, true, options, on_end)
+}
+
+/// Goes on with a mount that an earlier daemon served, on a file system that was opened in what that daemon left.
+///
+/// # Errors
+/// See [`ServeError`].
+pub fn resume(
+    fs: Arc<FileSystem>,
+    live: LiveMount,
+    options: ServeOptions,
+    on_end: impl FnOnce(MountEnd) + Send + 'static,
+) -> Result<Arc<MountHandle>, ServeError> {
+    start(fs, live, false, options, on_end)
+}
+
+fn start(
+    fs: Arc<FileSystem>,
+    live: LiveMount,
+    first: bool,
+    options: ServeOptions,
+    on_end: impl FnOnce(MountEnd) + Send + 'static,
+) -> Result<Arc<MountHandle>, ServeError> {
     let loops = options.loops.clamp(1, MAX_LOOPS);
     let shared = Arc::new(Shared {
         fs,
@@ -116,15 +186,17 @@ pub fn serve(
     });
     let mut config = Config::default();
     config.n_threads = Some(loops);
-    config.clone_fd = loops > 1;
-    // Everybody may come: the kernel checks permissions (`default_permissions`).
-    let session = Session::from_fd(Adapter::new(shared.clone()), fd, SessionACL::All, config);
-    let session = session.map_err(ServeError::Handshake)?;
+    let session = live.greeting.session(&live.fd, first, shared.clone(), config)?;
+    if !first && live.greeting.can_resend() {
+        // Before anything is taken: that would be sent again, too.
+        greeting::resend(live.as_fd()).map_err(ServeError::Handshake)?;
+    }
     let state = Arc::new(State {
         phase: Mutex::new(Phase::Serving),
         changed: Condvar::new(),
     });
     let handle = Arc::new(MountHandle {
+        live,
         options: options.clone(),
         state: state.clone(),
         shared: shared.clone(),
@@ -148,33 +220,6 @@ pub fn serve(
     Ok(handle)
 }
 
-/// Refuses what would make the handshake wait for ever or read nonsense.
-fn check_descriptor(fd: &OwnedFd) -> Result<(), ServeError> {
-    let stat = fstat(fd).map_err(|_| ServeError::NotFuse)?;
-    let is_fuse = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
-        && (major(stat.st_rdev), minor(stat.st_rdev)) == (10, 229);
-    if !is_fuse {
-        return Err(ServeError::NotFuse);
-    }
-    let deadline = Instant::now() + GREETING;
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let timeout = Timespec {
-            tv_sec: left.as_secs().cast_signed(),
-            tv_nsec: left.subsec_nanos().into(),
-        };
-        let mut fds = [PollFd::new(fd, PollFlags::IN)];
-        match poll(&mut fds, Some(&timeout)) {
-            Ok(0) => return Err(ServeError::NotFuse),
-            Ok(_) if fds[0].revents().contains(PollFlags::IN) && !fds[0].revents().contains(PollFlags::ERR) => {
-                return Ok(());
-            }
-            Err(rustix::io::Errno::INTR) => {}
-            _ => return Err(ServeError::NotFuse),
-        }
-    }
-}
-
 impl MountHandle {
     /// What is mounted.
     #[must_use]
@@ -192,6 +237,12 @@ impl MountHandle {
     #[must_use]
     pub fn file_system(&self) -> &Arc<FileSystem> {
         &self.shared.fs
+    }
+
+    /// The kernel's side, for whoever keeps it beyond this process.
+    #[must_use]
+    pub fn live(&self) -> &LiveMount {
+        &self.live
     }
 
     /// Requests so far: the kind's name and how many.

@@ -4,7 +4,7 @@ use super::daemon::Shared;
 use super::mounts::{Mount, Wanted};
 use crate::api::{ApiError, Code, SocketError};
 use crate::fs::FileSystem;
-use crate::fuse::{HandoffError, HandoffServer, MountBackend, MountEnd, MountHandle};
+use crate::fuse::{Handoff, HandoffError, HandoffServer, MountBackend, MountEnd, MountHandle};
 use crate::volume::{DEFAULT_NAMESPACE, VolumeRef};
 use mount_helper::protocol::{MountRequest, mount_socket};
 use std::path::Path;
@@ -15,14 +15,18 @@ use tokio::runtime::Handle;
 /// How long a volume gets to become usable; the helper may give up earlier.
 const READY: Duration = Duration::from_secs(60);
 
-/// Serves mount helpers beside an API socket, until the answer is dropped.
-pub(super) fn listen(shared: &Arc<Shared>, api_socket: &Path) -> Result<HandoffServer, SocketError> {
-    let backend = Backend {
-        shared: Arc::downgrade(shared),
+/// The mounts of a daemon.
+pub(super) fn handoff(shared: &Weak<Shared>) -> Handoff {
+    Handoff::new(Arc::new(Backend {
+        shared: shared.clone(),
         runtime: Handle::current(),
-    };
+    }))
+}
+
+/// Serves mount helpers beside an API socket, until the answer is dropped.
+pub(super) fn listen(handoff: &Handoff, api_socket: &Path) -> Result<HandoffServer, SocketError> {
     let path = mount_socket(api_socket);
-    crate::fuse::handoff::start(&path, Arc::new(backend)).map_err(|source| match source.kind() {
+    handoff.listen(&path).map_err(|source| match source.kind() {
         std::io::ErrorKind::AddrInUse => SocketError::InUse(path),
         std::io::ErrorKind::AlreadyExists => SocketError::NotASocket(path),
         _ => SocketError::Io { path, source },
@@ -77,6 +81,7 @@ impl MountBackend for Backend {
                 mountpoint: request.mountpoint.clone(),
                 read_only: request.read_only,
                 timeout: READY,
+                outlives: true,
             };
             self.runtime.block_on(joined.mounts.open(&wanted))
         });

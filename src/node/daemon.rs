@@ -8,6 +8,7 @@
 use super::control::Control;
 use super::data_dir::{DataDir, DataDirError};
 use super::journal::Journal;
+use super::kept::Kept;
 use super::mounts::{Mount, Mounts, Wanted};
 use super::plane::{Plane, PlaneStatus};
 use super::scrubber::Scrubber;
@@ -18,7 +19,9 @@ use crate::api::types::Membership;
 use crate::api::{self, ApiError, SocketError};
 use crate::cluster::{self, Catalog, ControlError, RecoverError, View, keep_node_alive};
 use crate::exec::Runtime;
+use crate::fdstore::FdStore;
 use crate::fs::{FileSystem, FsError};
+use crate::fuse::Handoff;
 use crate::replication::{DiskCopies, Environment, ReplicaHost};
 use crate::rpc::{Identity, Kind, Server};
 use crate::volume::{
@@ -26,7 +29,7 @@ use crate::volume::{
     check_name,
 };
 use jiff::Timestamp;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
@@ -111,6 +114,10 @@ pub(super) struct Shared {
     host: Arc<ReplicaHost>,
     journal: Arc<Journal>,
     plane: Plane,
+    /// The mounts, and what an earlier daemon left of its own.
+    handoff: Handoff,
+    fdstore: Option<Arc<FdStore>>,
+    kept: Mutex<Vec<Kept>>,
     joined: RwLock<Option<Arc<Joined>>>,
     /// One at a time makes or joins a cluster.
     entering: tokio::sync::Mutex<()>,
@@ -264,7 +271,13 @@ impl Shared {
             runtime: Runtime::of(Handle::current()),
         };
         let nodes = Arc::new(Nodes::new(self.identity.clone()));
-        let mounts = Mounts::new(self.host.clone(), environment.clone(), control.clone(), nodes.clone());
+        let mounts = Mounts::new(
+            self.host.clone(),
+            environment.clone(),
+            control.clone(),
+            nodes.clone(),
+            self.fdstore.clone(),
+        );
         let volumes = Volumes::new(
             self.host.clone(),
             environment,
@@ -339,6 +352,9 @@ impl Shared {
             let known = |view: &Arc<View>| view.nodes.contains_key(&self.node) && view.live.contains(&self.node);
             // Its sender ends with the daemon alone.
             let _ = view.wait_for(known).await;
+            joined
+                .mounts
+                .go_on(std::mem::take(&mut *self.kept.lock()), &self.handoff);
             joined.mounts.clean_up().await;
             joined.ready.cancel();
             tracing::info!(
@@ -402,8 +418,13 @@ impl Daemon {
             None => bound,
         };
         let plane = Plane::open(&config.control, &data, &identity, &address.to_string()).await?;
+        let fdstore = config.outlive.clone().map(FdStore::new);
+        let kept = held(fdstore.clone()).await;
         let shared = Arc::new_cyclic(|this| Shared {
             this: this.clone(),
+            handoff: super::backend::handoff(this),
+            fdstore,
+            kept: Mutex::new(kept),
             node: data.id(),
             name: data.name().to_owned(),
             address: address.to_string(),
@@ -435,7 +456,7 @@ impl Daemon {
         let shared = &self.shared;
         for socket in &shared.config.sockets {
             let bound = api::bind(&socket.path).and_then(|listener| {
-                let mounts = super::backend::listen(shared, &socket.path)?;
+                let mounts = super::backend::listen(&shared.handoff, &socket.path)?;
                 Ok((listener, mounts))
             });
             let (listener, mounts) = match bound {
@@ -554,6 +575,7 @@ impl Daemon {
             mountpoint: PathBuf::from("(in process)"),
             read_only,
             timeout,
+            outlives: false,
         };
         let mount = joined.mounts.open(&wanted).await?;
         Ok(Attached {
@@ -562,13 +584,35 @@ impl Daemon {
         })
     }
 
+    /// Stops and leaves the live mounts to the next daemon of this node; until it has started their programs wait. Without a
+    /// descriptor store this is [`Daemon::stop`].
+    pub async fn hand_over(self, hurry: CancellationToken) {
+        if self.shared.fdstore.is_none() {
+            tracing::warn!("this daemon's mounts cannot outlive it (--keep-mounts 0s): unmounting them");
+            return self.stop(hurry).await;
+        }
+        tracing::info!(node = %self.shared.name, "stopping, the mounts stay for the next daemon");
+        let joined = self.shared.joined.read().clone();
+        if let Some(joined) = &joined {
+            joined.mounts.leave().await;
+        }
+        self.end(joined).await;
+    }
+
     /// Stops in order. Busy mounts are waited for, a minute at most, or until `hurry` is cancelled; then they are detached.
     pub async fn stop(self, hurry: CancellationToken) {
         tracing::info!(node = %self.shared.name, "stopping");
         let joined = self.shared.joined.read().clone();
         if let Some(joined) = &joined {
-            joined.scrubber.stop();
             joined.mounts.stop(&hurry).await;
+        }
+        self.end(joined).await;
+    }
+
+    /// The rest, once the mounts are closed or left to the next daemon.
+    async fn end(self, joined: Option<Arc<Joined>>) {
+        if let Some(joined) = &joined {
+            joined.scrubber.stop();
             // Without the other nodes a change of a volume's record waits for them; the copies are then as after a crash.
             bounded("volumes", joined.volumes.stop()).await;
             joined.leave.cancel();
@@ -584,6 +628,19 @@ impl Daemon {
         self.api_tasks.close();
         self.api_tasks.wait().await;
         tracing::info!(node = %self.shared.name, "stopped");
+    }
+}
+
+/// What an earlier daemon left in the descriptor store.
+async fn held(fdstore: Option<Arc<FdStore>>) -> Vec<Kept> {
+    let Some(fdstore) = fdstore else { return Vec::new() };
+    let taken = tokio::task::spawn_blocking(move || fdstore.take()).await;
+    match taken.unwrap_or_else(|error| Err(std::io::Error::other(error))) {
+        Ok(held) => held.into_iter().filter_map(Kept::of).collect(),
+        Err(error) => {
+            tracing::error!(%error, "the mounts of this node's last daemon cannot be had");
+            Vec::new()
+        }
     }
 }
 

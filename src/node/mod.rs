@@ -3,7 +3,7 @@
 //! [`Daemon::start`] with a [`NodeConfig`] gives a running node, in this process; `storageos node run` is no more than that.
 //!
 //! Inside: [`daemon`] is the life cycle; `volumes` reacts to the control store's view, with a `keeper` for each volume whose
-//! master is here; `mounts` and `unmount` are the life of a mount, over the `switch` device; `service` is what daemons ask
+//! master is here; `mounts` and `unmount` are the life of a mount, over the `switch` device, `kept` its life after a daemon's death; `service` is what daemons ask
 //! each other; `operations` and `inspect` answer the API; `journal` keeps the events, `scrubber` reads all copies again from time
 //! to time; `transfer` puts records into another control store.
 
@@ -15,6 +15,7 @@ mod data_dir;
 mod inspect;
 mod journal;
 pub(crate) mod keeper;
+mod kept;
 mod membership;
 mod mounts;
 mod operations;
@@ -31,6 +32,7 @@ mod unmount;
 mod volumes;
 
 use crate::cluster::Timing;
+use crate::fdstore::FdStoreConfig;
 use crate::replication::Options;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -96,6 +98,8 @@ pub struct NodeConfig {
     pub timing: Timing,
     /// Time in which every copy is read once and compared with its hashes; `None`: only when asked to.
     pub scrub: Option<Duration>,
+    /// What holds the mounts when the daemon dies, for the next one; `None`: they end with it.
+    pub outlive: Option<FdStoreConfig>,
 }
 
 impl NodeConfig {
@@ -119,6 +123,7 @@ impl NodeConfig {
             replication: Options::default(),
             timing: Timing::default(),
             scrub: Some(DEFAULT_SCRUB),
+            outlive: None,
         }
     }
 }

@@ -8,19 +8,22 @@
 //! calls of an older one, so a mount that lost its claim can do no harm until it notices.
 
 use super::control::{Control, name};
+use super::kept::claimed_at;
 use super::route::Route;
 use super::service::Nodes;
 use super::switch::{Backend, SwitchDevice};
 use crate::api::{ApiError, Code};
 use crate::block::{BlockDevice, DeviceError};
 use crate::cluster::View;
-use crate::fs::{FileSystem, FsError, Options};
+use crate::fdstore::FdStore;
+use crate::fs::{FileSystem, FsError, Memory, Options};
 use crate::fuse::MountHandle;
 use crate::replication::{Environment, ReplicaHost};
 use crate::volume::{MountClaim, NodeId, Volume, VolumeId, VolumeLabels, VolumeRef};
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -47,6 +50,8 @@ pub(super) struct Wanted {
     pub(super) read_only: bool,
     /// How long to wait for the volume to become usable.
     pub(super) timeout: Duration,
+    /// It goes on with the next daemon if this one dies.
+    pub(super) outlives: bool,
 }
 
 /// A mount that is served here.
@@ -58,6 +63,10 @@ pub(super) struct Mount {
     pub(super) read_only: bool,
     /// The number of its claim.
     pub(super) number: u64,
+    /// The time of its claim.
+    pub(super) mounted_at: Timestamp,
+    /// What the next daemon needs, if it outlives this one.
+    pub(super) memory: Option<OwnedFd>,
     pub(super) fs: Arc<FileSystem>,
     device: Arc<SwitchDevice>,
     pub(super) handle: Mutex<Option<Arc<MountHandle>>>,
@@ -78,9 +87,11 @@ pub(super) enum Slot {
 /// See the module's text.
 pub(super) struct Mounts {
     pub(super) node: NodeId,
-    route: Arc<Route>,
+    pub(super) route: Arc<Route>,
     pub(super) control: Control,
     nodes: Arc<Nodes>,
+    /// Holds mounts beyond this process, if there is one.
+    pub(super) fdstore: Option<Arc<FdStore>>,
     pub(super) slots: Mutex<BTreeMap<VolumeId, Slot>>,
     /// The daemon ends: what cannot be done now is left to its next start.
     pub(super) stop: CancellationToken,
@@ -92,6 +103,7 @@ impl Mounts {
         environment: Environment,
         control: Control,
         nodes: Arc<Nodes>,
+        fdstore: Option<Arc<FdStore>>,
     ) -> Arc<Self> {
         Arc::new(Self {
             node: host.node(),
@@ -103,6 +115,7 @@ impl Mounts {
             }),
             control,
             nodes,
+            fdstore,
             slots: Mutex::default(),
             stop: CancellationToken::new(),
         })
@@ -213,7 +226,7 @@ impl Mounts {
             }
         };
         let opened = match backend {
-            Ok(backend) => self.open_file_system(&claimed, backend, wanted).await,
+            Ok(backend) => self.open_file_system(&claimed, backend, wanted, None).await,
             Err(error) => Err(error),
         };
         if opened.is_err() {
@@ -284,11 +297,13 @@ impl Mounts {
         !left.is_zero() && self.nodes.ends(node, &address, volume, left).await
     }
 
-    async fn open_file_system(
+    /// `inherited`: what an earlier daemon left of this mount.
+    pub(super) async fn open_file_system(
         self: &Arc<Self>,
         record: &Volume,
         backend: Backend,
         wanted: &Wanted,
+        inherited: Option<Memory>,
     ) -> Result<Arc<Mount>, ApiError> {
         let labels = VolumeLabels::of(&record.labels);
         let device = SwitchDevice::new(backend, labels.io_timeout);
@@ -305,13 +320,22 @@ impl Mounts {
             read_only: wanted.read_only,
             ..Options::default()
         };
+        let memory = match inherited {
+            None if wanted.outlives && self.fdstore.is_some() => fresh_memory(&name(record)),
+            inherited => inherited,
+        };
+        // Without it the mount works, and ends with the daemon.
+        let kept_memory = memory.as_ref().and_then(|memory| memory.try_clone().ok());
         let (under, size, title) = (device.clone() as Arc<dyn BlockDevice>, record.size, name(record));
         let fs = tokio::task::spawn_blocking(move || {
             if !FileSystem::is_formatted(&under)? {
                 FileSystem::format(&under, size)?;
                 tracing::info!(volume = %title, size, "file system made");
             }
-            FileSystem::open(under, options)
+            match memory {
+                Some(memory) => FileSystem::open_in_memory(under, options, memory),
+                None => FileSystem::open(under, options),
+            }
         })
         .await
         .map_err(|error| ApiError::internal(format!("opening the file system was interrupted: {error}")))?
@@ -322,6 +346,8 @@ impl Mounts {
             mountpoint: wanted.mountpoint.clone(),
             read_only: wanted.read_only,
             number: record.mounts,
+            mounted_at: claimed_at(record),
+            memory: kept_memory,
             fs,
             device,
             handle: Mutex::new(None),
@@ -391,6 +417,14 @@ impl Mount {
         tracing::info!(volume = %self.name, size, "file system grown");
         Ok(())
     }
+}
+
+fn fresh_memory(volume: &str) -> Option<Memory> {
+    Memory::new()
+        .inspect_err(
+            |error| tracing::warn!(volume, %error, "no memory for a mount: it will not survive the daemon's death"),
+        )
+        .ok()
 }
 
 fn already_mounted(volume: &str, place: &str, mountpoint: &str) -> ApiError {

@@ -18,17 +18,20 @@ const BUSY_RETRY: Duration = Duration::from_millis(500);
 pub(super) const BUSY_DEADLINE: Duration = Duration::from_secs(60);
 
 impl Mounts {
-    /// A mount is live.
+    /// A mount is live. Blocks.
     pub(super) fn mounted(&self, mount: &Mount, handle: &Arc<MountHandle>) {
         *mount.handle.lock() = Some(handle.clone());
+        self.keep(mount, handle);
         tracing::info!(
             volume = %mount.name, mountpoint = %mount.mountpoint.display(), read_only = mount.read_only, "mounted"
         );
     }
 
     /// Releases the claim of a mount whose file system was closed.
-    pub(super) async fn finish(&self, mount: &Arc<Mount>, end: &MountEnd) {
+    pub(super) async fn finish(self: &Arc<Self>, mount: &Arc<Mount>, end: &MountEnd) {
         mount.closed.cancel();
+        let (mounts, volume) = (self.clone(), mount.volume);
+        let _ = tokio::task::spawn_blocking(move || mounts.let_go(volume)).await;
         if let Err(error) = end {
             tracing::error!(
                 volume = %mount.name, %error,

@@ -189,6 +189,30 @@ impl Node {
         status.code().unwrap_or(-1)
     }
 
+    /// SIGHUP: the daemon ends and leaves its mounts; returns its exit code.
+    #[track_caller]
+    pub fn hand_over(&mut self) -> i32 {
+        self.signal("-HUP");
+        let mut child = self.child.take().expect("the daemon runs");
+        let status = eventually("the daemon ends after SIGHUP", || child.try_wait().unwrap());
+        status.code().unwrap_or(-1)
+    }
+
+    /// The process that holds the daemon's mounts.
+    pub fn descriptor_store(&self) -> rustix::io::Result<rustix::process::Pid> {
+        use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, connect, socket, sockopt::socket_peercred};
+        let connection = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None)?;
+        connect(&connection, &SocketAddrUnix::new(self.directory.join("fdstore.sock"))?)?;
+        Ok(socket_peercred(&connection)?.pid)
+    }
+
+    /// SIGKILL for it, if there is one.
+    pub fn end_descriptor_store(&self) {
+        if let Ok(process) = self.descriptor_store() {
+            let _ = rustix::process::kill_process(process, rustix::process::Signal::KILL);
+        }
+    }
+
     /// Whether the process runs.
     pub fn runs(&self) -> bool {
         self.child.is_some()
@@ -509,6 +533,8 @@ impl Drop for Cluster {
                 let _ = child.kill();
                 let _ = child.wait();
             }
+            // Ends what holds the mounts of a dead daemon: so do the mounts.
+            node.end_descriptor_store();
         }
         let _ = Command::new("bash")
             .args([

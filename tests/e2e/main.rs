@@ -23,4 +23,5 @@ mod losses;
 mod netns;
 mod nodes;
 mod posix;
+mod restarts;
 mod times;

@@ -107,7 +107,7 @@ fn patch(device: &Arc<CrashDevice>, [file, sparse, directory, link]: [Ino; 4], d
     let area = MetaArea::open(plain.clone(), Control::new(Box::new(|_| {}))).unwrap();
     let disk = Disk::open(area, 1 << 20).unwrap();
     let mut patient = Patient {
-        rows: Rows::read(&*plain, &disk, &superblock).unwrap(),
+        rows: Rows::read(&*plain, &disk, &superblock, |_| Ok(0)).unwrap(),
         changes: Changes::new(),
         file,
         sparse,

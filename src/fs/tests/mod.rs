@@ -7,6 +7,7 @@ mod device;
 mod model;
 mod power;
 mod recorder;
+mod survive;
 mod trouble;
 
 use super::{Caller, FileSystem, Options};

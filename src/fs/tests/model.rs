@@ -1,6 +1,7 @@
-//! Random operations against a tree in memory, with remounts and crashes between.
+//! Random operations against a tree in memory, with remounts, crashes and deaths of the daemon between.
 
-use super::{CALLER, check, check_device, fresh, open};
+use super::survive::{inherit, open_kept};
+use super::{CALLER, check, check_device, fresh};
 use crate::fs::{FileKind, FileSystem, Ino, ROOT, SetAttr};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -29,7 +30,10 @@ enum Op {
     /// An attribute's name and value; none: it is removed.
     Attribute(Path, u8, Option<u8>),
     Mode(Path, u8),
+    Sync,
     Remount,
+    /// The daemon dies without a word, the machine lives.
+    Kill,
     /// Synced, and then the power goes.
     Crash(u64),
 }
@@ -56,7 +60,9 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (path(), path()).prop_map(|(a, b)| Op::Link(a, b)),
         2 => (path(), 0..3_u8, any::<Option<u8>>()).prop_map(|(p, n, v)| Op::Attribute(p, n, v)),
         1 => (path(), any::<u8>()).prop_map(|(p, m)| Op::Mode(p, m)),
+        1 => Just(Op::Sync),
         1 => Just(Op::Remount),
+        2 => Just(Op::Kill),
         1 => any::<u64>().prop_map(Op::Crash),
     ]
 }
@@ -234,7 +240,7 @@ impl Tree {
                     true
                 })
             }
-            Op::Remount | Op::Crash(_) => true,
+            Op::Sync | Op::Remount | Op::Kill | Op::Crash(_) => true,
         }
     }
 
@@ -378,7 +384,8 @@ fn apply(fs: &FileSystem, op: &Op) -> bool {
             (Some(ino), Some((dir, _))) => fs.link(ino, dir, &last(to)).map(|attr| fs.forget(attr.ino, 1)).is_ok(),
             _ => false,
         },
-        Op::Remount | Op::Crash(_) => true,
+        Op::Sync => fs.sync().is_ok(),
+        Op::Remount | Op::Kill | Op::Crash(_) => true,
     }
 }
 
@@ -434,21 +441,28 @@ proptest! {
 
     #[test]
     fn the_file_system_behaves_as_a_tree_in_memory(ops in prop::collection::vec(op(), 1..60)) {
-        let (mut device, mut fs) = fresh(16);
+        let (mut device, fs) = fresh(16);
+        fs.close().unwrap();
+        let (mut fs, mut kept) = open_kept(&device);
         let mut tree = Tree::default();
         for op in &ops {
             match op {
                 Op::Remount => {
                     fs.close().unwrap();
                     check_device(&device);
-                    fs = open(&device);
+                    (fs, kept) = open_kept(&device);
+                    compare(&fs, &tree);
+                }
+                Op::Kill => {
+                    drop(fs);
+                    (fs, kept) = inherit(&device, kept, |_| false);
                     compare(&fs, &tree);
                 }
                 Op::Crash(random) => {
                     fs.sync().unwrap();
                     device = Arc::new(device.image(*random));
                     check_device(&device);
-                    fs = open(&device);
+                    (fs, kept) = open_kept(&device);
                     compare(&fs, &tree);
                 }
                 // Paths of three names are left out.

@@ -2,8 +2,10 @@
 
 use super::{LONG, MemoryDevice, eventually, need_root};
 use crate::fs::{FileSystem, Options};
-use crate::fuse::handoff::{self, HandoffError, MountBackend};
-use crate::fuse::{HandoffServer, MountEnd, MountHandle, MountRequest, Unmount, detach_dead_mounts, mount_socket};
+use crate::fuse::{
+    Handoff, HandoffError, HandoffServer, MountBackend, MountEnd, MountHandle, MountRequest, Unmount,
+    detach_dead_mounts, mount_socket,
+};
 use mount_helper::options::MountOptions;
 use mount_helper::protocol::{self, Answer, Request};
 use mount_helper::{MountArguments, MountError, UnmountFlags};
@@ -54,6 +56,7 @@ impl MountBackend for OneVolume {
 struct Daemon {
     directory: tempfile::TempDir,
     backend: Arc<OneVolume>,
+    handoff: Handoff,
     server: Option<HandoffServer>,
 }
 
@@ -67,10 +70,12 @@ fn daemon() -> Daemon {
         claimed: Mutex::new(false),
     });
     let socket = mount_socket(&directory.path().join("api.sock"));
-    let server = Some(handoff::start(&socket, backend.clone()).unwrap());
+    let handoff = Handoff::new(backend.clone());
+    let server = Some(handoff.listen(&socket).unwrap());
     Daemon {
         directory,
         backend,
+        handoff,
         server,
     }
 }
@@ -112,7 +117,7 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        for mount in self.server.iter().flat_map(HandoffServer::mounts) {
+        for mount in self.handoff.mounts() {
             let _ = mount.unmount(Unmount::Abort);
             let _ = mount.wait(LONG, LONG);
         }
@@ -179,7 +184,7 @@ fn without_a_daemon_mount_says_how_to_start_it_and_umount_still_works() {
     let mut daemon = daemon();
     daemon.mount().unwrap();
     // No more socket, as if the daemon were gone.
-    let mount = daemon.server.as_ref().unwrap().mounts().remove(0);
+    let mount = daemon.handoff.mounts().remove(0);
     daemon.server = None;
     daemon.unmount().unwrap();
     mount.wait(LONG, LONG).expect("it ends").unwrap();
@@ -192,7 +197,8 @@ fn the_socket_is_roots_alone_and_a_living_daemons_is_not_taken() {
     let daemon = daemon();
     let socket = mount_socket(&daemon.api());
     assert_eq!(fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
-    let error = handoff::start(&socket, daemon.backend.clone())
+    let error = Handoff::new(daemon.backend.clone())
+        .listen(&socket)
         .err()
         .expect("a second server is refused");
     assert_eq!(error.kind(), std::io::ErrorKind::AddrInUse);

@@ -3,6 +3,7 @@
 mod handoff;
 mod posix;
 mod requests;
+mod resumed;
 mod suspended;
 
 use super::{DEFAULT_LOOPS, MountHandle, ServeOptions, Unmount, serve};
