@@ -3,6 +3,7 @@
 //! This is the only place that maps errors to either. Layers below keep their own typed errors; the daemon turns them
 //! into an [`ApiError`] with the sentence an operator needs, and a hint that says what to do.
 
+use mount_helper::MountError;
 use serde::{Deserialize, Serialize};
 
 /// The kinds of failure that a caller can tell apart.
@@ -114,6 +115,25 @@ impl ApiError {
     #[must_use]
     pub fn internal(message: impl Into<String>) -> Self {
         Self::new(Code::Internal, message)
+    }
+}
+
+/// What the mount helper's library says, for the doors that mount.
+impl From<MountError> for ApiError {
+    fn from(error: MountError) -> Self {
+        let code = match &error {
+            MountError::NoDaemon { .. } | MountError::Daemon { .. } => Code::Unavailable,
+            MountError::Refused { code, .. } => match code.as_str() {
+                "not_found" => Code::NotFound,
+                "in_use" => Code::Conflict,
+                "invalid" => Code::Invalid,
+                "unavailable" => Code::Unavailable,
+                _ => Code::Failed,
+            },
+            MountError::Mountpoint { source, .. } if source.kind() == std::io::ErrorKind::NotFound => Code::NotFound,
+            _ => Code::Failed,
+        };
+        Self::new(code, error.to_string())
     }
 }
 

@@ -2,8 +2,8 @@
 //! through `mount.fuse.storageos`.
 
 use crate::api::{ApiError, Client, Code};
+use mount_helper::MountArguments;
 use mount_helper::options::MountOptions;
-use mount_helper::{MountArguments, MountError};
 use std::path::Path;
 use std::time::Duration;
 
@@ -27,23 +27,7 @@ pub(super) fn mount(
         options: parsed,
         fake: false,
     };
-    mount_helper::mount(&arguments).map_err(failed)
-}
-
-fn failed(error: MountError) -> ApiError {
-    let code = match &error {
-        MountError::NoDaemon { .. } | MountError::Daemon { .. } => Code::Unavailable,
-        MountError::Refused { code, .. } => match code.as_str() {
-            "not_found" => Code::NotFound,
-            "in_use" => Code::Conflict,
-            "invalid" => Code::Invalid,
-            "unavailable" => Code::Unavailable,
-            _ => Code::Failed,
-        },
-        MountError::Mountpoint { source, .. } if source.kind() == std::io::ErrorKind::NotFound => Code::NotFound,
-        _ => Code::Failed,
-    };
-    ApiError::new(code, error.to_string())
+    Ok(mount_helper::mount(&arguments)?)
 }
 
 /// `20s`, `2m`, `500ms`; a bare number is seconds.

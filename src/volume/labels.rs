@@ -32,7 +32,8 @@ pub const MAX_LABELS: usize = 256;
 const REPLICAS: &str = "storageos.com/replicas";
 const FAILURE_MODE: &str = "storageos.com/failure.mode";
 const FAILURE_TOLERANCE: &str = "storageos.com/failure.tolerance";
-const HINT_MASTER: &str = "storageos.com/hint.master";
+/// The label with the node where the master should be.
+pub const HINT_MASTER: &str = "storageos.com/hint.master";
 const THROTTLE: &str = "storageos.com/throttle";
 const IO_TIMEOUT: &str = "storageos.com/io.timeout";
 const DEPLOYMENT: &str = "storageos.com/deployment";

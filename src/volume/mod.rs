@@ -19,7 +19,7 @@ pub use failure::{FailureMode, FailureRule, NotWritable};
 pub use health::{Assessment, CopyHealth, CopyState, VolumeHealth, VolumeStatus, assess};
 pub use id::{ClusterId, NodeId, VolumeId};
 pub use labels::{
-    LabelError, Labels, MAX_REPLICAS, NodeLabels, Scope, VolumeLabels, apply as apply_labels,
+    HINT_MASTER, LabelError, Labels, MAX_REPLICAS, NodeLabels, Scope, VolumeLabels, apply as apply_labels,
     canonical as canonical_labels,
 };
 pub use last_resort::{Known, NoPromotion, Staleness, promote as promote_stale};

@@ -1,14 +1,14 @@
 //! Names of volumes, nodes and namespaces, and how a volume is referred to: `NAMESPACE/NAME`, or `NAME` in the
 //! namespace `default`.
 //!
-//! A name is 1 to 63 letters, digits, `-`, `_` and `.`, the first a letter or digit: it can stand in a path, in a mount
-//! source and in a URL without quoting.
+//! A name is 1 to 64 letters, digits, `-`, `_` and `.`, the first a letter or digit: it can stand in a path, in a mount
+//! source and in a URL without quoting. Docker names a volume that its user gave no name with 64 digits.
 
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 
 /// Longest name, in bytes.
-pub const MAX_NAME: usize = 63;
+pub const MAX_NAME: usize = 64;
 /// The namespace that always exists and that a bare volume name is in.
 pub const DEFAULT_NAMESPACE: &str = "default";
 
@@ -109,14 +109,14 @@ mod tests {
 
     #[test]
     fn names_are_what_paths_and_urls_can_carry() {
-        for good in ["a", "0", "my-vol_1.x", &"x".repeat(63)] {
+        for good in ["a", "0", "my-vol_1.x", &"x".repeat(64)] {
             assert_eq!(check_name(good), Ok(()), "{good}");
         }
         assert_eq!(check_name(""), Err(NameError::Empty));
         for start in ["-a", ".", "..", "_x"] {
             assert_eq!(check_name(start), Err(NameError::Start(start.into())));
         }
-        assert_eq!(check_name(&"x".repeat(64)), Err(NameError::Long("x".repeat(64))));
+        assert_eq!(check_name(&"x".repeat(65)), Err(NameError::Long("x".repeat(65))));
         for (bad, c) in [("a b", ' '), ("ä", 'ä'), ("a\0", '\0'), ("a:b", ':')] {
             assert_eq!(check_name(bad), Err(NameError::Character(bad.into(), c)));
         }
