@@ -1,7 +1,7 @@
 //! `storageos`: a directory kept in identical copies on several nodes.
 //!
 //! The modules are layers; an arrow may only point down this list:
-//! [`cli`] and [`api`] (doors) → [`node`] (composition) → [`fuse`] → [`fs`] → [`replication`] → [`block`];
+//! [`cli`], [`api`] and [`docker`] (doors) → [`node`] (composition) → [`fuse`] → [`fs`] → [`replication`] → [`block`];
 //! [`cluster`] (control plane) and [`rpc`] (transport) stand beside them, [`volume`] (pure rules) and [`exec`] (threads, tasks and time)
 //! below all.
 //! `ARCHITECTURE.md` is the map.
@@ -10,6 +10,7 @@ pub mod api;
 pub mod block;
 pub mod cli;
 pub mod cluster;
+pub mod docker;
 pub mod exec;
 pub mod fdstore;
 pub mod fs;

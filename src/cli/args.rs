@@ -2,6 +2,7 @@
 
 use super::output::Format;
 use crate::cluster::{EtcdConfig, RaftSettings};
+use crate::docker;
 use crate::node::ControlConfig;
 use clap::{Args, Parser, Subcommand};
 use std::net::SocketAddr;
@@ -307,6 +308,7 @@ Examples:
   storageos node run --data-dir /var/lib/storageos --listen 10.0.0.1:5703 --name n1 --init
   storageos node run --data-dir /var/lib/storageos --listen 10.0.0.3:5703 --name n3 --join 10.0.0.1:5703,10.0.0.2:5703 \\
       --label storageos.com/deployment=computeonly
+  storageos node run --data-dir /var/lib/storageos --listen 10.0.0.1:5703 --name n1 --init --docker
   storageos node run --data-dir /var/lib/storageos --listen 10.0.0.1:5703 --name n1 --init \\
       --control etcd://10.0.1.1:2379,10.0.1.2:2379,10.0.1.3:2379";
 
@@ -335,6 +337,18 @@ pub(super) struct HoldOptions {
     pub(super) wait: u64,
 }
 
+/// The value of `--docker`.
+fn docker_socket(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    let error = || {
+        format!(
+            "expected an absolute path that ends in NAME.sock, as {}",
+            docker::DEFAULT_SOCKET
+        )
+    };
+    docker::is_driver_socket(&path).then_some(path).ok_or_else(error)
+}
+
 #[derive(Debug, Args)]
 pub(super) struct RunOptions {
     /// Directory of everything the daemon keeps
@@ -356,6 +370,17 @@ pub(super) struct RunOptions {
     /// if free]
     #[arg(long, value_name = "PATH")]
     pub(super) socket: Option<PathBuf>,
+    /// Be Docker's volume driver on this node: the socket where Docker finds it, whose name is the driver's [without a value:
+    /// /run/docker/plugins/storageos.sock]
+    #[arg(
+        long,
+        value_name = "SOCKET",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = docker::DEFAULT_SOCKET,
+        value_parser = docker_socket
+    )]
+    pub(super) docker: Option<PathBuf>,
     /// Where the cluster's state is kept: embedded (Raft among the nodes), or etcd://HOST:PORT,…/PREFIX (etcd 3.4 or newer; several endpoints and
     /// the prefix may be left out), the same on every node
     #[arg(long, value_name = "STORE", default_value = "embedded", value_parser = control_store)]

@@ -5,6 +5,7 @@ use super::mount::parse_time;
 use super::volume::labels;
 use crate::api::{ApiError, Code, DEFAULT_SOCKET, SOCKET_IN_DATA_DIR};
 use crate::cluster::Timing;
+use crate::docker::DoorError;
 use crate::fdstore::{self, FdStoreConfig};
 use crate::node::{ApiSocket, ControlConfig, Daemon, NodeConfig, Start, StartError};
 use crate::replication::Options;
@@ -70,9 +71,15 @@ async fn serve(config: NodeConfig) -> Result<(), ApiError> {
 /// What a failed start is to whoever started the daemon.
 fn failed(error: StartError) -> ApiError {
     let code = match &error {
-        StartError::Name(_) | StartError::Label(_) | StartError::Wildcard(_) => Code::Invalid,
-        StartError::DataDir(_) | StartError::Volumes { .. } | StartError::Plane(_) => Code::Failed,
-        StartError::Listen { .. } | StartError::Socket(_) => Code::Conflict,
+        StartError::Name(_)
+        | StartError::Label(_)
+        | StartError::Wildcard(_)
+        | StartError::Docker(DoorError::Name(_)) => Code::Invalid,
+        StartError::DataDir(_)
+        | StartError::Volumes { .. }
+        | StartError::Plane(_)
+        | StartError::Docker(DoorError::Ledger(_)) => Code::Failed,
+        StartError::Listen { .. } | StartError::Socket(_) | StartError::Docker(DoorError::Socket(_)) => Code::Conflict,
         StartError::Cluster(error) => error.code,
     };
     ApiError::new(code, error.to_string())
@@ -127,6 +134,7 @@ fn config(options: RunOptions) -> Result<NodeConfig, ApiError> {
         name: options.name,
         labels: labels(&options.label)?,
         sockets,
+        docker: options.docker,
         control,
         start,
         lease: patient("--lease", &options.lease)?,

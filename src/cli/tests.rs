@@ -71,6 +71,8 @@ fn documented_command_lines_are_understood() {
         "storageos cluster connectivity --format json",
         "storageos cluster recover --yes",
         "storageos node run --data-dir /d --listen 127.0.0.1:1 --voter-grace 2s --replace-after 5s",
+        "storageos node run --docker --data-dir /d --listen 127.0.0.1:1",
+        "storageos node run --data-dir /d --listen 127.0.0.1:1 --docker=/run/docker/plugins/n2.sock",
         "storageos node update --label-add iaas/failure-domain=a --label-rm b n1",
         "storageos c health --format summary",
         "storageos cluster join 10.0.0.1:5703",
@@ -112,6 +114,7 @@ fn wrong_words_are_refused() {
         "storageos node run --data-dir /d --listen 127.0.0.1:1 --init --join a:1",
         "storageos node run --data-dir /d --listen 127.0.0.1:1 --control zookeeper://a:1",
         "storageos node run --data-dir /d --listen 127.0.0.1:1 --control etcds://a:1",
+        "storageos node run --data-dir /d --listen 127.0.0.1:1 --docker=storageos",
     ] {
         assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
     }

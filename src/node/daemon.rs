@@ -18,6 +18,7 @@ use super::{NodeConfig, Start, records};
 use crate::api::types::Membership;
 use crate::api::{self, ApiError, SocketError};
 use crate::cluster::{self, Catalog, ControlError, RecoverError, View, keep_node_alive};
+use crate::docker::{Door, DoorError, Settings};
 use crate::exec::Runtime;
 use crate::fdstore::FdStore;
 use crate::fs::{FileSystem, FsError};
@@ -76,6 +77,9 @@ pub enum StartError {
     /// The API's socket.
     #[error(transparent)]
     Socket(#[from] SocketError),
+    /// The door for Docker.
+    #[error(transparent)]
+    Docker(#[from] DoorError),
     /// The copies' directory.
     #[error("{path}: {source}")]
     Volumes {
@@ -96,6 +100,8 @@ pub enum StartError {
 pub struct Daemon {
     shared: Arc<Shared>,
     server: Server,
+    /// Cancelled as soon as the daemon is told to stop.
+    leaving: CancellationToken,
     api_stop: CancellationToken,
     api_tasks: TaskTracker,
 }
@@ -443,6 +449,7 @@ impl Daemon {
         let daemon = Self {
             shared,
             server,
+            leaving: CancellationToken::new(),
             api_stop: CancellationToken::new(),
             api_tasks: TaskTracker::new(),
         };
@@ -478,6 +485,29 @@ impl Daemon {
                 let _ = std::fs::remove_file(path);
             });
         }
+        self.open_door_for_docker()
+    }
+
+    /// Serves Docker, if that was asked for; it mounts through the API's first socket.
+    fn open_door_for_docker(&self) -> Result<(), StartError> {
+        let shared = &self.shared;
+        let Some(socket) = &shared.config.docker else {
+            return Ok(());
+        };
+        let Some(api) = shared.config.sockets.iter().find(|socket| !socket.optional) else {
+            tracing::warn!(
+                "no volume driver for Docker: it mounts through an API socket, and there is none that is always there"
+            );
+            return Ok(());
+        };
+        let door = Door::open(&Settings {
+            socket: socket.clone(),
+            api_socket: api.path.clone(),
+            data_directory: shared.data.path().to_owned(),
+        })?;
+        tracing::info!(socket = %socket.display(), "Docker volume driver");
+        self.api_tasks
+            .spawn(door.serve(shared.clone(), self.leaving.clone(), self.api_stop.clone()));
         Ok(())
     }
 
@@ -602,6 +632,7 @@ impl Daemon {
     /// Stops in order. Busy mounts are waited for, a minute at most, or until `hurry` is cancelled; then they are detached.
     pub async fn stop(self, hurry: CancellationToken) {
         tracing::info!(node = %self.shared.name, "stopping");
+        self.leaving.cancel();
         let joined = self.shared.joined.read().clone();
         if let Some(joined) = &joined {
             joined.mounts.stop(&hurry).await;

@@ -86,6 +86,8 @@ pub struct NodeConfig {
     pub labels: BTreeMap<String, String>,
     /// Where the API listens.
     pub sockets: Vec<ApiSocket>,
+    /// Where Docker finds this node's volume driver; `None`: it does not. Needs one of `sockets` that is not optional.
+    pub docker: Option<PathBuf>,
     /// Where the cluster's state is kept.
     pub control: ControlConfig,
     /// What to do when in no cluster.
@@ -117,6 +119,7 @@ impl NodeConfig {
             name: Some(name.to_owned()),
             labels: BTreeMap::new(),
             sockets: vec![socket],
+            docker: None,
             control: ControlConfig::default(),
             start: Start::default(),
             lease: DEFAULT_LEASE,
