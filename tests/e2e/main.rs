@@ -11,6 +11,7 @@ mod basics;
 mod check;
 mod checker;
 mod damage;
+mod docker;
 mod etcd;
 mod etcd_process;
 mod events;
