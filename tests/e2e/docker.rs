@@ -255,6 +255,11 @@ fn the_documented_docker_lines_make_a_replicated_volume() {
     );
     assert_eq!(status["replicas"].as_array().unwrap().len(), 2);
 
+    // What exists stays as it is.
+    let again = docker.docker(&["volume", "create", "-d", "storageos", "-o", "size=16", "volume-name"]);
+    assert_eq!(again.ok(), "volume-name\n");
+    assert_eq!(site.cluster.inspect("volume-name")["size"], 15_u64 << 30);
+
     let write = "echo kept > /data/file && df -k /data | tail -1";
     let room = docker.in_container("volume-name", write).ok();
     assert!(room.starts_with("default/volume-name"), "{room}");
