@@ -21,7 +21,8 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
-const MAGIC: &[u8; 8] = b"STOSMEML";
+/// The last letter is the version.
+const MAGIC: &[u8; 8] = b"STOSMEM1";
 /// Magic, number, position, sequence, key, checksum.
 const HEAD: usize = 80;
 /// Where the heads are.
@@ -453,6 +454,29 @@ mod tests {
         log.answered(5);
         put(&mut log, None, "c", Some("3"));
         assert_eq!(content(&memory), (vec![pair("c", Some("3"))], vec![]));
+    }
+
+    #[test]
+    fn a_head_and_a_record_have_their_documented_bytes() {
+        let memory = Memory::new().unwrap();
+        let mut log = memory.begin(KEY, &Replayed::default()).unwrap();
+        log.tail.sequence = 5;
+        log.unanswered.insert(6, 0);
+        log.answered(6);
+        put(&mut log, Some(7), "Ia", Some("x"));
+        let mut head = [0; HEAD];
+        memory.file.read_exact_at(&mut head, HEADS[1]).unwrap();
+        assert_eq!(head[..24], *b"STOSMEM1\x01\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
+        assert_eq!(head[32..48], KEY);
+        assert_eq!(head[48..], *blake3::hash(&head[..48]).as_bytes());
+        let mut record = [0; RECORD_HEAD + 19];
+        memory.file.read_exact_at(&mut record, RING_START).unwrap();
+        assert_eq!(
+            record[..28],
+            *b"\x13\0\0\0\x01\0\0\0\x01\0\0\0\x05\0\0\0\0\0\0\0\x07\0\0\0\0\0\0\0"
+        );
+        assert_eq!(record[28..44], record_sum(&record));
+        assert_eq!(record[44..], *b"\x06\0\0\0\0\0\0\0\x02\0\0\0\x01\0\0\0Iax");
     }
 
     #[test]

@@ -35,7 +35,8 @@ const ATTEMPTS: u32 = 5;
 const SYNC: Duration = Duration::from_secs(10);
 
 /// The note: which mount it is.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Note {
     v: u32,
     volume: VolumeId,
@@ -290,4 +291,26 @@ pub(super) fn claimed_at(record: &Volume) -> Timestamp {
         .mount
         .as_ref()
         .map_or_else(Timestamp::now, |claim| claim.mounted_at)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_note_has_its_documented_form() {
+        let note = Note {
+            v: VERSION,
+            volume: VolumeId::from_bytes([1; 16]),
+            name: "default/data".into(),
+            mountpoint: "/mnt".into(),
+            read_only: false,
+            mounted_at: "2026-01-02T03:04:05Z".parse().unwrap(),
+            greeting: vec![1, 2],
+        };
+        let text = serde_json::to_string(&note).unwrap();
+        let golden = r#"{"v":1,"volume":"01010101-0101-0101-0101-010101010101","name":"default/data","mountpoint":"/mnt","readOnly":false,"mountedAt":"2026-01-02T03:04:05Z","greeting":[1,2]}"#;
+        assert_eq!(text, golden);
+        assert_eq!(Note::read(note.write().unwrap()).unwrap(), note);
+    }
 }

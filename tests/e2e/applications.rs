@@ -1,4 +1,4 @@
-//! Ordinary applications on a mounted volume with two replicas: SQLite, git.
+//! Ordinary applications on a mounted volume with two replicas: SQLite, git, cargo.
 
 use crate::harness::{Cluster, bash};
 
@@ -54,5 +54,17 @@ fn git_commits_two_thousand_files_and_finds_no_fault() {
     )
     .ok();
     cluster.unmount(&mount);
+    cluster.verify_identical("data", 3);
+}
+
+#[test]
+fn cargo_builds_and_tests_a_crate_on_a_volume() {
+    let (mut cluster, mount) = volume();
+    let script = "cargo init -q --vcs none --name hello hello && cd hello
+        cargo build -q --offline && cargo test -q --offline 2>&1 && touch src/main.rs && cargo run -q --offline --release";
+    let said = bash(&mount, script).ok();
+    assert_eq!(said.lines().last(), Some("Hello, world!"), "{said}");
+    cluster.unmount(&mount);
+    cluster.cli(&["volume", "check", "data"]).ok();
     cluster.verify_identical("data", 3);
 }

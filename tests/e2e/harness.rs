@@ -499,6 +499,15 @@ impl Cluster {
         Ok(directory)
     }
 
+    /// Waits until mounts that outlived a node's daemons have gone on so many times.
+    #[track_caller]
+    pub fn wait_until_served_again(&self, node: usize, times: usize) {
+        eventually("the mount goes on", || {
+            let said = self.nodes[node].whole_log();
+            (said.matches("the mount of this node's last daemon goes on").count() >= times).then_some(())
+        });
+    }
+
     /// umount(8), which returns when the daemon has closed the volume.
     #[track_caller]
     pub fn unmount(&mut self, directory: &Path) {

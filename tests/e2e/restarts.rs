@@ -1,6 +1,6 @@
 //! Daemons that die or are restarted under live mounts: programs wait, and go on.
 
-use crate::harness::{Cluster, eventually};
+use crate::harness::{Cluster, bash, eventually};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -155,6 +155,155 @@ fn a_daemon_that_hands_over_leaves_its_mounts_to_the_next_one() {
     assert_eq!(cluster.nodes[0].stop(), 0);
     assert!(!mount.join("log").exists());
     cluster.nodes[0].start();
+}
+
+/// Rounds of a command, over and over until it is told to stop; a round that fails ends it.
+struct Rounds {
+    child: Child,
+    stop: PathBuf,
+    rounds: PathBuf,
+    log: PathBuf,
+}
+
+impl Rounds {
+    /// `command` runs in bash in the mount; what it prints is kept for failures.
+    fn start(cluster: &Cluster, mount: &Path, command: &str) -> Self {
+        let at = |name: &str| cluster.directory.join(name);
+        let (stop, rounds, log) = (at("stop"), at("rounds"), at("rounds.log"));
+        let script = format!(
+            "cd {} && until [ -e {} ]; do {{ {command}; }} >{log} 2>&1 || exit 1; echo >>{}; done",
+            mount.display(),
+            stop.display(),
+            rounds.display(),
+            log = log.display(),
+        );
+        let child = Command::new("bash")
+            .args(["-c", &script])
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut this = Self {
+            child,
+            stop,
+            rounds,
+            log,
+        };
+        this.goes_on();
+        this
+    }
+
+    fn said(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Waits until a round that began after now is through.
+    #[track_caller]
+    fn goes_on(&mut self) {
+        let done = || fs::metadata(&self.rounds).map_or(0, |m| m.len());
+        let wanted = done() + 2;
+        eventually("rounds go on", || {
+            let ended = self.child.try_wait().unwrap();
+            assert!(ended.is_none(), "the rounds ended: {ended:?}\n{}", self.said());
+            (done() >= wanted).then_some(())
+        });
+    }
+
+    #[track_caller]
+    fn ends_well(mut self) {
+        fs::write(&self.stop, "").unwrap();
+        let status = eventually("the rounds end", || self.child.try_wait().unwrap());
+        assert!(status.success(), "{status}\n{}", self.said());
+    }
+}
+
+#[test]
+fn fio_verifies_what_it_wrote_while_the_daemon_is_killed() {
+    let mut cluster = Cluster::start(3);
+    cluster.create("data", 1);
+    let mount = cluster.mount(0, "default/data");
+    let fio = "fio --name=v --filename=v --size=48m --rw=randrw --bsrange=4k-128k --verify=crc32c --verify_fatal=1 \
+               --verify_backlog=64 --do_verify=1 --numjobs=1 --fsync=40 --end_fsync=1 \
+               && fio --name=d --filename=d --size=16m --rw=randwrite --bs=4k --direct=1 --verify=crc32c --verify_fatal=1 --do_verify=1";
+    let mut rounds = Rounds::start(&cluster, &mount, fio);
+    for kill in 1..=kills(5) {
+        cluster.nodes[0].kill();
+        cluster.nodes[0].start();
+        cluster.wait_until_served_again(0, kill);
+    }
+    rounds.goes_on();
+    rounds.ends_well();
+    cluster.unmount(&mount);
+    cluster.cli(&["volume", "check", "data"]).ok();
+    cluster.verify_identical("data", 2);
+}
+
+/// A PostgreSQL server on a mount, and pgbench against it.
+const POSTGRES: &str = r#"
+export PATH="$(dirname "$(ls /usr/lib/postgresql/*/bin/initdb | sort -V | tail -n 1)"):$PATH" PGHOST=$PWD/run PGUSER=postgres PGDATABASE=postgres
+as() { runuser -u postgres -- env PATH="$PATH" PGHOST="$PGHOST" PGUSER=postgres PGDATABASE=postgres "$@"; }
+"#;
+
+fn postgres(mount: &Path, script: &str) -> crate::harness::Said {
+    bash(mount, &format!("{POSTGRES}{script}"))
+}
+
+fn start_postgres(mount: &Path) {
+    let script = "
+        mkdir run pg && chown postgres run pg
+        as initdb -D pg --no-instructions >/dev/null
+        as pg_ctl -D pg -s -w -l pg/log -o \"-k $PWD/run -c listen_addresses= -c shared_buffers=16MB -c max_wal_size=64MB\" start
+        as pgbench -i -q -s 4 2>&1";
+    postgres(mount, script).ok();
+}
+
+fn check_postgres(mount: &Path) {
+    let script = "
+        as pg_amcheck --install-missing --heapallindexed -d postgres
+        as psql -Atc 'select (select sum(abalance) from pgbench_accounts) = (select sum(delta) from pgbench_history)'
+        ! grep -E 'PANIC|FATAL|could not (write|fsync|read)' pg/log
+        as pg_ctl -D pg -s -w stop";
+    assert_eq!(postgres(mount, script).ok().trim(), "t");
+}
+
+const PGBENCH: &str = "as pgbench -n -c 4 -j 2 -t 40 2>&1";
+
+#[test]
+fn clients_of_postgresql_see_no_error_while_the_daemon_of_its_mount_is_killed() {
+    let mut cluster = Cluster::start(3);
+    cluster.create("data", 2);
+    let mount = cluster.mount(0, "default/data");
+    start_postgres(&mount);
+    let mut rounds = Rounds::start(&cluster, &mount, &format!("{POSTGRES}{PGBENCH}"));
+    for _ in 0..kills(4) {
+        cluster.nodes[0].kill();
+        cluster.nodes[0].start();
+        rounds.goes_on();
+    }
+    rounds.ends_well();
+    check_postgres(&mount);
+    cluster.unmount(&mount);
+    cluster.cli(&["volume", "check", "data"]).ok();
+    cluster.verify_identical("data", 3);
+}
+
+#[test]
+fn clients_of_postgresql_see_no_error_while_the_master_on_another_node_is_killed() {
+    let mut cluster = Cluster::start_with_compute_only(4, &[3]);
+    cluster.create("data", 2);
+    let mount = cluster.mount(3, "default/data");
+    start_postgres(&mount);
+    let mut rounds = Rounds::start(&cluster, &mount, &format!("{POSTGRES}{PGBENCH}"));
+    for _ in 0..2 {
+        let master = cluster.index(&cluster.master("data"));
+        cluster.nodes[master].kill();
+        rounds.goes_on();
+        cluster.nodes[master].start();
+        cluster.wait_for_copies("data", 3);
+    }
+    rounds.ends_well();
+    check_postgres(&mount);
+    cluster.unmount(&mount);
+    cluster.verify_identical("data", 3);
 }
 
 /// What a program gets from a mount that nobody serves.
