@@ -199,7 +199,8 @@ impl Rounds {
     /// Waits until a round that began after now is through.
     #[track_caller]
     fn goes_on(&mut self) {
-        let done = || fs::metadata(&self.rounds).map_or(0, |m| m.len());
+        let rounds = self.rounds.clone();
+        let done = || fs::metadata(&rounds).map_or(0, |m| m.len());
         let wanted = done() + 2;
         eventually("rounds go on", || {
             let ended = self.child.try_wait().unwrap();
