@@ -119,7 +119,10 @@ fn config(options: RunOptions) -> Result<NodeConfig, ApiError> {
         grace: parse_time(&options.replace_after)?,
         ..Timing::default()
     };
-    let wait = parse_time(&options.keep_mounts)?;
+    let wait = match options.keep_mounts.as_str() {
+        "0" | "0s" => Duration::ZERO,
+        time => parse_time(time)?,
+    };
     let outlive = (!wait.is_zero()).then(|| FdStoreConfig {
         socket: options.data_dir.join("fdstore.sock"),
         // The program that runs, also when its file was replaced.

@@ -50,6 +50,7 @@ impl FileSystem {
         let now = Time::now();
         if let Some(mode) = set.mode {
             inode.mode = inode.mode & libc::S_IFMT | mode & 0o7777;
+            state.access_follows(ino, mode)?;
         }
         if set.uid.is_some() || set.gid.is_some() {
             kill_set_id(&mut inode);

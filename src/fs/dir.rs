@@ -4,8 +4,9 @@
 //! when that is taken; it is also the cookie of readdir, so an entry stays where it is while others come and go. The key is secret: a
 //! user cannot fill the slots of a name.
 
+use super::acl::{self, Acl};
 use super::error::posix;
-use super::rows::{Content, Dirent, Inode, dirent_key, inode_key, key_number};
+use super::rows::{Content, Dirent, Inode, dirent_key, inode_key, key_number, xattr_key};
 use super::{Attr, Caller, Core, DirEntry, FileKind, FileSystem, FsError, Ino, NAME_MAX, ROOT, State, Time};
 use std::ops::Bound;
 
@@ -17,6 +18,9 @@ const FIRST_SLOT: u64 = 16;
 const LINK_MAX: u32 = 65_000;
 /// Entries read under one hold of the lock.
 const READDIR_STEP: usize = 512;
+
+/// Attributes that are access lists.
+type Inherited = Vec<(&'static [u8], Acl)>;
 
 /// A found entry: its slot and content.
 pub(super) type Found = (u64, Dirent);
@@ -93,7 +97,11 @@ impl Core {
         if is_dir && directory.nlink >= LINK_MAX {
             return posix(libc::EMLINK);
         }
+        let (mode, lists) = state.inherited(caller, parent, mode)?;
         let (ino, inode) = state.new_inode(caller, &directory, mode, rdev, content)?;
+        for (name, list) in lists {
+            state.store.put(xattr_key(ino, name), list.encode());
+        }
         let entry = Dirent {
             ino,
             kind: (mode >> 12) as u8 & 0xf,
@@ -170,6 +178,26 @@ impl State {
         self.put_counters();
         self.put_inode(ino, &inode, false);
         Ok((ino, inode))
+    }
+
+    /// The mode that a new inode gets in a directory, and the access lists that it inherits there.
+    fn inherited(&self, caller: &Caller, parent: Ino, mode: u32) -> Result<(u32, Inherited), FsError> {
+        if mode & libc::S_IFMT == libc::S_IFLNK {
+            return Ok((mode, Vec::new()));
+        }
+        let Some(default) = self.acl(parent, acl::DEFAULT)? else {
+            return Ok((mode & !(caller.umask & 0o777), Vec::new()));
+        };
+        let access = default.inherited(mode);
+        let mode = mode & !0o777 | access.mode();
+        let mut lists = Vec::new();
+        if !access.is_mode() {
+            lists.push((acl::ACCESS, access));
+        }
+        if mode & libc::S_IFMT == libc::S_IFDIR {
+            lists.push((acl::DEFAULT, default));
+        }
+        Ok((mode, lists))
     }
 
     /// Whether a directory has no entries.

@@ -23,6 +23,7 @@
 //! # Locks
 //! `edges` (by inode: exclusive for a write that changes a part of a block), then `state`. `commit` is taken alone.
 
+mod acl;
 mod alloc;
 mod attr;
 mod backend;

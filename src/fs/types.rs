@@ -18,6 +18,8 @@ pub struct Caller {
     pub uid: u32,
     /// Group id.
     pub gid: u32,
+    /// Permissions that what it makes shall not have, unless the directory has a default ACL.
+    pub umask: u32,
 }
 
 /// A moment, in seconds and nanoseconds since 1970.

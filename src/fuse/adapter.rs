@@ -9,6 +9,7 @@
 //!   with `setattr` when it closes or syncs the file.
 
 use super::convert::{errno, file_attr, file_type, no_entry, set_time, time};
+use super::greeting::{Gate, HALT};
 use super::pool::{Lane, Pool};
 use super::requests::{Kind, Requests};
 use crate::fs::{Caller, FileKind, FileSystem, FsError, SetAttr};
@@ -38,6 +39,7 @@ pub(super) struct Shared {
     pub(super) fs: Arc<FileSystem>,
     pub(super) pool: Pool,
     pub(super) requests: Requests,
+    pub(super) gate: Gate,
 }
 
 /// The handler that `fuser` calls.
@@ -75,10 +77,11 @@ fn owned(name: &OsStr) -> Name {
     name.as_bytes().into()
 }
 
-fn caller(request: &Request) -> Caller {
+fn caller(request: &Request, umask: u32) -> Caller {
     Caller {
         uid: request.uid(),
         gid: request.gid(),
+        umask,
     }
 }
 
@@ -200,6 +203,8 @@ impl fuser::Filesystem for Adapter {
             InitFlags::FUSE_READDIRPLUS_AUTO,
             InitFlags::FUSE_ASYNC_DIO,
             InitFlags::FUSE_CACHE_SYMLINKS,
+            InitFlags::FUSE_DONT_MASK,
+            InitFlags::FUSE_POSIX_ACL,
         ] {
             if let Err(missing) = config.add_capabilities(wanted) {
                 tracing::debug!(?missing, "the kernel does not offer a FUSE capability");
@@ -223,6 +228,9 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn forget(&self, _: &Request, ino: INodeNo, nlookup: u64) {
+        if ino.0 == HALT {
+            return self.shared.gate.pass();
+        }
         self.count(Kind::Forget);
         // The last reference to an unlinked file frees its blocks, which may wait.
         if let Some(_inline) = self.shared.pool.try_inline() {
@@ -282,9 +290,9 @@ impl fuser::Filesystem for Adapter {
         }
     }
 
-    // The kernel has applied the umask to `mode` (FUSE_DONT_MASK is not asked for).
-    fn mknod(&self, r: &Request, parent: INodeNo, name: &OsStr, mode: u32, _: u32, rdev: u32, reply: ReplyEntry) {
-        let arguments = (caller(r), parent.0, owned(name), mode, rdev);
+    // Whether the umask counts depends on the directory's default ACL (FUSE_DONT_MASK).
+    fn mknod(&self, r: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, rdev: u32, reply: ReplyEntry) {
+        let arguments = (caller(r, umask), parent.0, owned(name), mode, rdev);
         self.once(
             r,
             Kind::Mknod,
@@ -299,8 +307,8 @@ impl fuser::Filesystem for Adapter {
         );
     }
 
-    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, _: u32, reply: ReplyEntry) {
-        let arguments = (caller(request), parent.0, owned(name), mode);
+    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+        let arguments = (caller(request, umask), parent.0, owned(name), mode);
         self.once(
             request,
             Kind::Mkdir,
@@ -316,7 +324,7 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
-        let arguments = (caller(request), parent.0, owned(name), owned(target.as_os_str()));
+        let arguments = (caller(request, 0), parent.0, owned(name), owned(target.as_os_str()));
         self.once(
             request,
             Kind::Symlink,
@@ -540,14 +548,14 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn setxattr(&self, r: &Request, ino: INodeNo, name: &OsStr, value: &[u8], flags: i32, _: u32, reply: ReplyEmpty) {
-        let arguments = (ino.0, owned(name), value.to_vec(), flags);
+        let arguments = (caller(r, 0), ino.0, owned(name), value.to_vec(), flags);
         self.once(
             r,
             Kind::Setxattr,
             arguments,
             reply,
             |fs, a, reply| {
-                answer_empty(Kind::Setxattr, a.0, reply, fs.setxattr(a.0, &a.1, &a.2, a.3));
+                answer_empty(Kind::Setxattr, a.1, reply, fs.setxattr(&a.0, a.1, &a.2, &a.3, a.4));
             },
             was_done,
         );

@@ -1,19 +1,20 @@
 //! The handshake with the kernel, and how a mount is served whose handshake was with an earlier daemon.
 //!
 //! `fuser` expects the kernel's greeting (INIT) before it serves a descriptor, and the kernel greets once. So the greeting is read here
-//! and kept; `fuser` gets it through a socket pair, and once it has answered, the descriptor takes the place of its end of the pair. For a
+//! and kept; `fuser` gets it through a socket pair, and once its event loops run and all wait at a gate, the descriptor takes the place of its end of the pair. For a
 //! mount that lives on, the kept greeting is played again and the answer is not passed on: the kernel has one. Then the kernel is asked to
 //! send again what the earlier daemon had taken and not answered (Linux 6.9 and newer).
 
 use super::adapter::{Adapter, Shared};
 use super::mount::ServeError;
 use fuser::{Config, Session, SessionACL};
+use parking_lot::{Condvar, Mutex};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, fstat, major, minor};
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, socketpair};
 use std::io;
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -25,6 +26,9 @@ const REQUEST_MAX: usize = (1 << 20) + 4096;
 const HEAD: usize = 40;
 const ANSWER_HEAD: usize = 16;
 const OPCODE_INIT: u32 = 26;
+const OPCODE_FORGET: u32 = 2;
+/// An inode that the kernel never speaks of: stops an event loop at the gate.
+pub(super) const HALT: u64 = u64::MAX;
 /// The only version of the protocol there is.
 const MAJOR: u32 = 7;
 /// Of `flags2` in the greeting: the kernel can send again (`FUSE_HAS_RESEND`).
@@ -73,15 +77,15 @@ impl Greeting {
         self.word(HEAD + 16) & HAS_RESEND != 0
     }
 
-    /// A session on the descriptor. `first`: the kernel waits for the answer.
+    /// A session that has greeted, to be connected to the mount once it runs. `first`: the kernel waits for the answer.
     pub(super) fn session(
         &self,
         fd: &OwnedFd,
         first: bool,
         shared: Arc<Shared>,
         config: Config,
-    ) -> Result<Session<Adapter>, ServeError> {
-        let play = || -> io::Result<Session<Adapter>> {
+    ) -> Result<(Session<Adapter>, Connecting), ServeError> {
+        let play = || {
             let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
             rustix::net::send(&ours, &self.0, SendFlags::empty())?;
             // Everybody may come: the kernel checks permissions (`default_permissions`).
@@ -94,19 +98,102 @@ impl Greeting {
             // A kernel that cannot send again what was taken: the session reads from a descriptor that nobody keeps, so that it
             // ends such requests with an error when the daemon dies.
             let own = (!self.can_resend()).then(|| clone_device(fd)).transpose()?;
-            put_in_place(own.as_ref().unwrap_or(fd).as_fd(), session.as_fd())?;
-            Ok(session)
+            let device = own.map_or_else(|| fd.try_clone(), Ok)?;
+            let number = session.as_fd().as_raw_fd();
+            Ok((session, Connecting { ours, device, number }))
         };
         play().map_err(ServeError::Handshake)
     }
 }
 
-/// Makes the session's descriptor another one for the same open file as `fd`.
-fn put_in_place(fd: BorrowedFd<'_>, of_session: BorrowedFd<'_>) -> io::Result<()> {
-    // SAFETY: the number is the session's own descriptor, which is open and stays its own: it is neither closed here (`ManuallyDrop`) nor
-    // used by anybody while it changes what it refers to, since the session does not run yet.
-    let mut target = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(of_session.as_raw_fd()) });
-    rustix::io::dup3(fd, &mut target, rustix::io::DupFlags::CLOEXEC)?;
+/// A running session whose event loops still read from the socket pair.
+pub(super) struct Connecting {
+    ours: OwnedFd,
+    /// What the session shall read from.
+    device: OwnedFd,
+    /// The session's descriptor.
+    number: RawFd,
+}
+
+impl Connecting {
+    /// Connects the session to the mount: each event loop is given a request that stops it at the gate, as large as any, so that the memory
+    /// that it reads into is there. Without that a request that is just being read when the daemon is killed would not come again: the kernel
+    /// ends it with `EIO` when it cannot get the reader's memory. `before_first` is done before the first request is read.
+    pub(super) fn connect(
+        self,
+        gate: &Gate,
+        loops: usize,
+        before_first: impl FnOnce() -> io::Result<()>,
+    ) -> Result<(), ServeError> {
+        let connect = || -> io::Result<()> {
+            rustix::net::sockopt::set_socket_send_buffer_size_force(&self.ours, 2 * loops * REQUEST_MAX)?;
+            let halt = halting();
+            for _ in 0..loops {
+                rustix::net::send(&self.ours, &halt, SendFlags::empty())?;
+            }
+            if !gate.wait_for(loops, GREETING) {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            put_in_place(self.device.as_fd(), self.number)?;
+            before_first()
+        };
+        connect().map_err(ServeError::Handshake)?;
+        gate.open();
+        Ok(())
+    }
+}
+
+/// A `forget`, which has no answer, of [`HALT`]; as long as the longest request.
+fn halting() -> Vec<u8> {
+    let mut request = vec![0; REQUEST_MAX];
+    request[..4].copy_from_slice(&(REQUEST_MAX as u32).to_ne_bytes());
+    request[4..8].copy_from_slice(&OPCODE_FORGET.to_ne_bytes());
+    request[16..24].copy_from_slice(&HALT.to_ne_bytes());
+    request
+}
+
+/// Where event loops wait until all have come and the session is connected.
+#[derive(Default)]
+pub(super) struct Gate {
+    state: Mutex<(usize, bool)>,
+    changed: Condvar,
+}
+
+impl Gate {
+    /// An event loop is here. Returns when the gate is open.
+    pub(super) fn pass(&self) {
+        let mut state = self.state.lock();
+        state.0 += 1;
+        self.changed.notify_all();
+        let deadline = Instant::now() + 2 * GREETING;
+        while !state.1 && !self.changed.wait_until(&mut state, deadline).timed_out() {}
+    }
+
+    /// Whether so many came in time.
+    fn wait_for(&self, loops: usize, within: Duration) -> bool {
+        let mut state = self.state.lock();
+        let deadline = Instant::now() + within;
+        while state.0 < loops && !self.changed.wait_until(&mut state, deadline).timed_out() {}
+        state.0 >= loops
+    }
+
+    fn open(&self) {
+        self.state.lock().1 = true;
+        self.changed.notify_all();
+    }
+
+    /// Whether the session was connected.
+    pub(super) fn is_open(&self) -> bool {
+        self.state.lock().1
+    }
+}
+
+/// Makes the session's descriptor another one for the same open file as `device`.
+fn put_in_place(device: BorrowedFd<'_>, number: RawFd) -> io::Result<()> {
+    // SAFETY: the number is the session's own descriptor. It is open, since the session runs and all its event loops wait at the gate, and
+    // stays its own: it is not closed here (`ManuallyDrop`), and nobody uses it while it changes what it refers to.
+    let mut target = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(number) });
+    rustix::io::dup3(device, &mut target, rustix::io::DupFlags::CLOEXEC)?;
     Ok(())
 }
 

@@ -4,7 +4,7 @@
 //! [`FileSystem::close`] was run. So "ended" means that nothing unsaved is left (or that the error says what is).
 
 use super::adapter::Shared;
-use super::greeting::{self, Greeting};
+use super::greeting::{self, Gate, Greeting};
 use super::pool::Pool;
 use super::requests::Requests;
 use super::table;
@@ -183,14 +183,11 @@ fn start(
         fs,
         pool: Pool::new(loops),
         requests: Requests::default(),
+        gate: Gate::default(),
     });
     let mut config = Config::default();
     config.n_threads = Some(loops);
-    let session = live.greeting.session(&live.fd, first, shared.clone(), config)?;
-    if !first && live.greeting.can_resend() {
-        // Before anything is taken: that would be sent again, too.
-        greeting::resend(live.as_fd()).map_err(ServeError::Handshake)?;
-    }
+    let (session, connecting) = live.greeting.session(&live.fd, first, shared.clone(), config)?;
     let state = Arc::new(State {
         phase: Mutex::new(Phase::Serving),
         changed: Condvar::new(),
@@ -205,6 +202,10 @@ fn start(
         if let Err(error) = session.run() {
             tracing::warn!(source = options.source, %error, "a mount's event loop failed");
         }
+        if !shared.gate.is_open() {
+            // It never began; the file system is its giver's.
+            return;
+        }
         state.set(Phase::Closing);
         shared.pool.drain();
         let end = shared.fs.close();
@@ -217,6 +218,11 @@ fn start(
     };
     let thread = std::thread::Builder::new().name("fuse-session".into());
     thread.spawn(run).map_err(ServeError::Thread)?;
+    connecting.connect(&handle.shared.gate, loops, || match handle.live.greeting.can_resend() {
+        // Before anything is taken: that would be sent again, too.
+        true if !first => greeting::resend(handle.live.as_fd()),
+        _ => Ok(()),
+    })?;
     Ok(handle)
 }
 

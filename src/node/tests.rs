@@ -14,7 +14,11 @@ use tokio_util::sync::CancellationToken;
 
 const LONG: Duration = Duration::from_secs(30);
 const ROOT: Ino = 1;
-const USER: Caller = Caller { uid: 0, gid: 0 };
+const USER: Caller = Caller {
+    uid: 0,
+    gid: 0,
+    umask: 0,
+};
 
 struct Cluster {
     home: TempDir,

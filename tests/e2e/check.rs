@@ -93,7 +93,8 @@ fn a_volume_is_checked_mounted_or_not_from_any_node_and_nothing_is_written() {
 
 #[test]
 fn a_volume_whose_node_died_is_checked_with_what_was_saved() {
-    let mut cluster = Cluster::start(1);
+    // The mount dies with its daemon.
+    let mut cluster = Cluster::start_with(1, |_| vec!["--keep-mounts".into(), "0s".into()]);
     cluster.create("data", 0);
     let mount = cluster.mount(0, "default/data");
     bash(&mount, "for i in $(seq 50); do seq 1000 > f$i; sync f$i; done").ok();

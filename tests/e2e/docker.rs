@@ -13,7 +13,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 /// What the engine's shell does before it becomes the engine. Its /run is kept for the next one: there is the way to containers that go on.
-const OWN_RUN: &str = "mkdir -p run/docker/plugins && mount --bind run /run && mount --bind \"$0\" /run/docker/plugins && exec dockerd \"$@\"";
+const OWN_RUN: &str = "
+own=$(dirname \"$PWD\")
+for m in $(awk '$3 == \"fuse.storageos\" { print $2 }' /proc/self/mounts); do
+  case $m in \"$own\"/*) ;; *) umount -l -i \"$m\" || true ;; esac
+done
+mkdir -p run/docker/plugins && mount --bind run /run && mount --bind \"$0\" /run/docker/plugins && exec dockerd \"$@\"";
 /// What a container does that is only there.
 const STAY: &str = "trap 'exit 0' TERM; while :; do sleep 0.1; done";
 

@@ -85,7 +85,7 @@ fn stopped() -> (Arc<CrashDevice>, [Ino; 4]) {
     fs.link(file, ROOT, b"also").unwrap();
     let directory = fs.mkdir(&CALLER, ROOT, b"directory", 0o755).unwrap().ino;
     fs.mkdir(&CALLER, directory, b"below", 0o755).unwrap();
-    fs.setxattr(file, b"user.a", b"1", 0).unwrap();
+    fs.setxattr(&CALLER, file, b"user.a", b"1", 0).unwrap();
     let link = fs.symlink(&CALLER, directory, b"link", b"../file").unwrap().ino;
     fs.mknod(&CALLER, directory, b"pipe", libc::S_IFIFO | 0o644, 0).unwrap();
     fs.close().unwrap();

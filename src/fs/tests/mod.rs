@@ -16,7 +16,11 @@ use device::CrashDevice;
 use std::sync::Arc;
 use std::time::Duration;
 
-const CALLER: Caller = Caller { uid: 0, gid: 0 };
+const CALLER: Caller = Caller {
+    uid: 0,
+    gid: 0,
+    umask: 0,
+};
 
 /// Commits only when asked to.
 fn options() -> Options {

@@ -350,7 +350,9 @@ fn apply(fs: &FileSystem, op: &Op) -> bool {
         Op::Attribute(path, name, value) => node(path).is_some_and(|ino| {
             let name = [b"user.", &[b'a' + name][..]].concat();
             match value {
-                Some(value) => fs.setxattr(ino, &name, &vec![*value; usize::from(*value)], 0).is_ok(),
+                Some(value) => fs
+                    .setxattr(&CALLER, ino, &name, &vec![*value; usize::from(*value)], 0)
+                    .is_ok(),
                 None => fs.removexattr(ino, &name).is_ok(),
             }
         }),

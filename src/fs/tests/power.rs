@@ -411,7 +411,7 @@ impl Workload {
                     self.step(format!("attribute {name:?} of {ino}"), Promise::Nothing, |fs| {
                         match size % 3 {
                             0 => fs.removexattr(ino, name),
-                            _ => fs.setxattr(ino, name, &value, 0),
+                            _ => fs.setxattr(&CALLER, ino, name, &value, 0),
                         }
                         .map(|()| vec![ino])
                     });

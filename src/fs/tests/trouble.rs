@@ -31,7 +31,7 @@ fn a_full_metadata_area_refuses_what_adds_to_it_and_works_again_after_removals()
     assert_eq!(errno(fs.link(ino, ROOT, b"l")), libc::ENOSPC);
     assert_eq!(errno(fs.mkdir(&CALLER, ROOT, b"e", 0o755)), libc::ENOSPC);
     assert_eq!(errno(fs.symlink(&CALLER, ROOT, b"s", b"t")), libc::ENOSPC);
-    assert_eq!(errno(fs.setxattr(ino, b"user.a", b"1", 0)), libc::ENOSPC);
+    assert_eq!(errno(fs.setxattr(&CALLER, ino, b"user.a", b"1", 0)), libc::ENOSPC);
     assert_eq!(errno(fs.write(ino, 0, b"x", false)), libc::ENOSPC);
     assert_eq!(errno(fs.fallocate(ino, 0, 0, 4096)), libc::ENOSPC);
     fs.sync().unwrap();
@@ -180,7 +180,7 @@ fn a_checkpoint_that_is_due_just_as_the_one_before_ends_is_made() {
             let ino = fs.create(&CALLER, ROOT, format!("f{i}").as_bytes(), 0o644).unwrap().ino;
             std::thread::spawn(move || {
                 for i in 0..4000_u32 {
-                    fs.setxattr(ino, b"user.a", &i.to_le_bytes(), 0).unwrap();
+                    fs.setxattr(&CALLER, ino, b"user.a", &i.to_le_bytes(), 0).unwrap();
                     fs.fsync(ino, false).unwrap();
                 }
             })
