@@ -12,7 +12,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-/// What the engine's shell does before it becomes the engine. Its /run is kept for the next one: there is the way to containers that go on.
+/// What the engine's shell does before it becomes the engine. Its /run is kept for the next one: there is the way to containers that go on. The mounts of other tests, which its mount namespace begins with, go: it would keep them in use.
 const OWN_RUN: &str = "
 own=$(dirname \"$PWD\")
 for m in $(awk '$3 == \"fuse.storageos\" { print $2 }' /proc/self/mounts); do
