@@ -6,9 +6,9 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use storageos::api::types::{VerifyRequest, VolumeCreate};
+use storageos::api::types::{TokenCreate, VerifyRequest, VolumeCreate};
 use storageos::fs::{Caller, FileSystem, FsError};
-use storageos::node::{Daemon, NodeConfig, Start};
+use storageos::node::{Daemon, NodeConfig, Start, TokenSource};
 use tokio_util::sync::CancellationToken;
 
 const ROOT: u64 = 1;
@@ -85,7 +85,15 @@ async fn start(home: &Path) -> Result<Vec<Daemon>> {
         let mut config = NodeConfig::new(home.join(name), ([127, 0, 0, 1], 0).into(), name);
         config.start = match nodes.first() {
             None => Start::Init,
-            Some(first) => Start::Join(vec![first.address().to_owned()]),
+            Some(first) => {
+                let wanted = TokenCreate {
+                    ttl_seconds: 60,
+                    uses: 1,
+                };
+                let made = first.operations().cluster_token_create(wanted).await?;
+                config.token = TokenSource::Text(made.token);
+                Start::Join(vec![first.address().to_owned()])
+            }
         };
         nodes.push(Daemon::start(config).await?);
     }

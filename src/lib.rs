@@ -2,8 +2,8 @@
 //!
 //! The modules are layers; an arrow may only point down this list:
 //! [`cli`], [`api`] and [`docker`] (doors) → [`node`] (composition) → [`fuse`] → [`fs`] → [`replication`] → [`block`];
-//! [`cluster`] (control plane) and [`rpc`] (transport) stand beside them, [`volume`] (pure rules) and [`exec`] (threads, tasks and time)
-//! below all.
+//! [`cluster`] (control plane) and [`rpc`] (transport) stand beside them, [`trust`] (certificates and tokens), [`volume`] (pure rules) and [`exec`] (threads, tasks
+//! and time) below all.
 //! `ARCHITECTURE.md` is the map.
 
 pub mod api;
@@ -20,4 +20,5 @@ pub mod replication;
 pub mod rpc;
 #[cfg(test)]
 mod simulation;
+pub mod trust;
 pub mod volume;

@@ -25,6 +25,8 @@ pub enum Code {
     Unavailable,
     /// A mistake of the program or a failing disk. HTTP 500, exit code 7.
     Internal,
+    /// A token gives no leave to join: it is used up, expired, revoked, or of another cluster. HTTP 403, exit code 8.
+    Denied,
 }
 
 impl Code {
@@ -33,6 +35,7 @@ impl Code {
     pub const fn http_status(self) -> u16 {
         match self {
             Self::Usage => 400,
+            Self::Denied => 403,
             Self::NotFound => 404,
             Self::Conflict => 409,
             Self::Invalid => 422,
@@ -52,6 +55,7 @@ impl Code {
             Self::Invalid => 5,
             Self::Unavailable => 6,
             Self::Internal => 7,
+            Self::Denied => 8,
         }
     }
 }
@@ -151,6 +155,7 @@ mod tests {
             (Code::Invalid, 422, 5),
             (Code::Unavailable, 503, 6),
             (Code::Internal, 500, 7),
+            (Code::Denied, 403, 8),
         ];
         for (code, status, exit) in table {
             assert_eq!((code.http_status(), code.exit_code()), (status, exit), "{code:?}");

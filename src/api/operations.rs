@@ -13,6 +13,10 @@ pub trait Operations: Send + Sync + 'static {
 
     async fn cluster_init(&self) -> Result<Membership, ApiError>;
     async fn cluster_join(&self, request: JoinRequest) -> Result<Membership, ApiError>;
+    async fn cluster_tokens(&self) -> Result<Vec<TokenInfo>, ApiError>;
+    async fn cluster_token_create(&self, create: TokenCreate) -> Result<TokenMade, ApiError>;
+    async fn cluster_token_remove(&self, id: &str) -> Result<(), ApiError>;
+    async fn cluster_rotate(&self) -> Result<(), ApiError>;
     async fn cluster_health(&self) -> Result<ClusterHealth, ApiError>;
     async fn cluster_export(&self) -> Result<Export, ApiError>;
     async fn cluster_inspect(&self) -> Result<ClusterInfo, ApiError>;

@@ -9,7 +9,7 @@ use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, FromRequest, Path, RawQuery, Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
@@ -50,6 +50,9 @@ fn router(operations: Arc<dyn Operations>) -> Router {
         .route("/v1/cluster/export", get(cluster_export))
         .route("/v1/cluster/init", post(cluster_init))
         .route("/v1/cluster/join", post(cluster_join))
+        .route("/v1/cluster/tokens", get(cluster_tokens).post(cluster_token_create))
+        .route("/v1/cluster/tokens/{id}", delete(cluster_token_remove))
+        .route("/v1/cluster/rotate", post(cluster_rotate))
         .route("/v1/cluster/health", get(cluster_health))
         .route("/v1/cluster/recover", post(cluster_recover))
         .route("/v1/cluster/connectivity", get(cluster_connectivity))
@@ -144,6 +147,26 @@ async fn cluster_init(State(node): Node, Body(bytes): Body) -> Answer {
 
 async fn cluster_join(State(node): Node, Body(bytes): Body) -> Answer {
     ok(&node.cluster_join(body(&bytes)?).await?)
+}
+
+async fn cluster_tokens(State(node): Node) -> Answer {
+    ok(&node.cluster_tokens().await?)
+}
+
+async fn cluster_token_create(State(node): Node, Body(bytes): Body) -> Answer {
+    let made = node.cluster_token_create(body(&bytes)?).await?;
+    Ok(json(StatusCode::CREATED, &made))
+}
+
+async fn cluster_token_remove(State(node): Node, Path(id): Path<String>) -> Answer {
+    node.cluster_token_remove(&id).await?;
+    Ok(json(StatusCode::OK, &serde_json::json!({})))
+}
+
+async fn cluster_rotate(State(node): Node, Body(bytes): Body) -> Answer {
+    let RotateRequest {} = body(&bytes)?;
+    node.cluster_rotate().await?;
+    Ok(json(StatusCode::OK, &serde_json::json!({})))
 }
 
 async fn cluster_export(State(node): Node) -> Answer {

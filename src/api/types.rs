@@ -13,12 +13,84 @@ use std::collections::BTreeMap;
 pub struct InitRequest {}
 
 /// Of `cluster join`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct JoinRequest {
     /// `ADDR:PORT` of members of the cluster; any one that answers will do.
     pub addresses: Vec<String>,
+    /// What `cluster token create` printed; not needed if the records are in etcd.
+    #[serde(default)]
+    pub token: Option<String>,
 }
+
+impl std::fmt::Debug for JoinRequest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "JoinRequest({:?})", self.addresses)
+    }
+}
+
+/// Of `cluster token create`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TokenCreate {
+    /// How long it lives.
+    pub ttl_seconds: u64,
+    /// Nodes that may join by it.
+    pub uses: u32,
+}
+
+/// The answer to `cluster token create`: the only time that the token is shown.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TokenMade {
+    /// Names it; no secret.
+    pub id: String,
+    /// What the new node needs; a secret.
+    pub token: String,
+    /// When it ends.
+    pub expires_at: Timestamp,
+    /// Nodes that may join by it.
+    pub uses: u32,
+}
+
+impl std::fmt::Debug for TokenMade {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "TokenMade({})", self.id)
+    }
+}
+
+/// A token.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TokenInfo {
+    /// Names it.
+    pub id: String,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it ends.
+    pub expires_at: Timestamp,
+    /// Nodes that may join by it in all.
+    pub uses: u32,
+    /// Those that did.
+    pub used: Vec<TokenUseInfo>,
+}
+
+/// Who used a token.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TokenUseInfo {
+    /// The node.
+    pub node: NodeId,
+    /// Its name, or its id while it is none yet.
+    pub node_name: String,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// Of `cluster rotate-certificates`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RotateRequest {}
 
 /// The answer to `cluster init` and `cluster join`.
 #[derive(Clone, Debug, Serialize, Deserialize)]

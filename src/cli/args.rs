@@ -15,11 +15,12 @@ mount -t fuse.storageos NAMESPACE/NAME DIR, or with storageos volume mount.
 
 Exit codes: 0 done; 1 the answer is no (unhealthy, copies differ) or it failed; 2 wrong usage; 3 not found;
 4 conflict (exists, in use, too few nodes, another update came first); 5 value not allowed; 6 the daemon or the control
-plane does not answer; 7 internal error.
+plane does not answer; 7 internal error; 8 a token gives no leave to join.
 
 Examples:
   storageos node run --data-dir /var/lib/storageos --listen 10.0.0.1:5703 --name n1 --init
-  storageos node run --data-dir /var/lib/storageos --listen 10.0.0.2:5703 --name n2 --join 10.0.0.1:5703
+  storageos cluster token create > token        (on n1; take it to n2)
+  storageos node run --data-dir /var/lib/storageos --listen 10.0.0.2:5703 --name n2 --join 10.0.0.1:5703 --token-file token
   storageos volume create --label storageos.com/replicas=2 --label storageos.com/failure.mode=alwayson data
   mount -t fuse.storageos default/data /mnt
   storageos volume verify data";
@@ -128,16 +129,24 @@ pub(super) enum HealthFormat {
 pub(super) enum ClusterVerb {
     /// Make a new cluster of this node alone
     #[command(
-        after_help = "Example:\n  storageos cluster init\nThen, on the other nodes: storageos cluster join ADDR:PORT"
+        after_help = "Example:\n  storageos cluster init\nThen, for each other node, a token: storageos cluster token create"
     )]
     Init,
     /// Join this node to the cluster of the member at ADDR:PORT
-    #[command(after_help = "Example:\n  storageos -H /var/lib/storageos/storageos.sock cluster join 10.0.0.1:5703")]
+    #[command(
+        after_help = "Example:\n  storageos -H /var/lib/storageos/storageos.sock cluster join --token-file token 10.0.0.1:5703"
+    )]
     Join {
+        #[command(flatten)]
+        token: TokenOptions,
         /// Where any member's daemon listens (its --listen); several may be given. With etcd, none is needed
         #[arg(value_name = "ADDR:PORT")]
         addresses: Vec<String>,
     },
+    /// Make and list tokens, by which nodes may join
+    Token(TokenCommand),
+    /// Let all nodes renew their certificates now; they do so by themselves long before these expire
+    RotateCertificates,
     /// Say whether the control plane, the nodes and the volumes are well; exit code 0 if so, 1 if not
     Health {
         /// summary, detailed or json
@@ -176,6 +185,75 @@ pub(super) enum ClusterVerb {
     },
     /// Say which node reaches which; exit code 0 if all do, 1 if not
     Connectivity(ListOptions),
+}
+
+/// Where a token is.
+#[derive(Debug, Args)]
+pub(super) struct TokenOptions {
+    /// What storageos cluster token create printed; others on this machine can see a command line: better --token-file, or
+    /// STORAGEOS_TOKEN
+    #[arg(
+        long,
+        value_name = "TOKEN",
+        env = "STORAGEOS_TOKEN",
+        hide_env_values = true,
+        conflicts_with = "token_file"
+    )]
+    pub(super) token: Option<Secret>,
+    /// The file that it is in; - for standard input. It is read only while the node is in no cluster
+    #[arg(long, value_name = "FILE")]
+    pub(super) token_file: Option<PathBuf>,
+}
+
+/// A text that is not shown.
+#[derive(Clone)]
+pub(super) struct Secret(pub(super) String);
+
+impl std::str::FromStr for Secret {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret")
+    }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct TokenCommand {
+    #[command(subcommand)]
+    pub(super) verb: TokenVerb,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum TokenVerb {
+    /// Make a token by which a node may join, once, and print it
+    #[command(
+        after_help = "The token is a secret: whoever has it before it is used or expires can become a node, and a node can do everything.\n\n\
+        Examples:\n  storageos cluster token create > token\n  storageos cluster token create --ttl 15m --uses 3"
+    )]
+    Create {
+        /// How long it lives, as 30m, 1h or 7d
+        #[arg(long, value_name = "TIME", default_value = "1h")]
+        ttl: String,
+        /// How many nodes may join by it
+        #[arg(long, value_name = "N", default_value = "1")]
+        uses: u32,
+    },
+    /// List the tokens that have not expired or were removed; not the secrets
+    #[command(visible_alias = "list")]
+    Ls(ListOptions),
+    /// Take tokens away; nodes that joined by them stay
+    #[command(visible_alias = "remove")]
+    Rm {
+        /// Ids, as storageos cluster token ls shows them
+        #[arg(required = true, value_name = "ID")]
+        ids: Vec<String>,
+    },
 }
 
 const IMPORT_HELP: &str = "\
@@ -293,9 +371,10 @@ fn days(text: &str) -> Result<Days, String> {
 }
 
 const RUN_HELP: &str = "\
-The daemon keeps everything in --data-dir: node.json (who it is), control/ (its part of the control plane), volumes/ (its
-copies), storageos.sock (its API). A fresh node is in no cluster: make one with --init or storageos cluster init, or join one with
---join or storageos cluster join. A node that is in a cluster ignores --init and --join, so scripts may always give them.
+The daemon keeps everything in --data-dir: node.json (who it is), tls/ (its key and certificate), control/ (its part of the
+control plane), volumes/ (its copies), storageos.sock (its API). A fresh node is in no cluster: make one with --init or storageos
+cluster init, or join one with --join or storageos cluster join, for which it needs a token (storageos cluster token create on a
+member). A node that is in a cluster ignores --init, --join and the token, so scripts may always give them.
 
 SIGTERM unmounts the volumes mounted here and stops. If a mount is busy, the daemon says which and goes on serving it until
 it is free, a second SIGTERM, or 60 seconds have passed; then everything is committed and the mount is detached.
@@ -307,7 +386,7 @@ Logs go to stderr; RUST_LOG chooses what (default info), as RUST_LOG=storageos::
 Examples:
   storageos node run --data-dir /var/lib/storageos --listen 10.0.0.1:5703 --name n1 --init
   storageos node run --data-dir /var/lib/storageos --listen 10.0.0.3:5703 --name n3 --join 10.0.0.1:5703,10.0.0.2:5703 \\
-      --label storageos.com/deployment=computeonly
+      --token-file /run/token --label storageos.com/deployment=computeonly
   storageos node run --data-dir /var/lib/storageos --listen 10.0.0.1:5703 --name n1 --init --docker
   storageos node run --data-dir /var/lib/storageos --listen 10.0.0.1:5703 --name n1 --init \\
       --control etcd://10.0.1.1:2379,10.0.1.2:2379,10.0.1.3:2379";
@@ -388,6 +467,9 @@ pub(super) struct RunOptions {
     /// Make a new cluster if this node is in none
     #[arg(long, conflicts_with = "join")]
     pub(super) init: bool,
+    /// With a new cluster: how long the certificates of its nodes hold, as 90d; they are renewed when two thirds of it are over
+    #[arg(long, value_name = "TIME", default_value = "365d")]
+    pub(super) certificate_validity: String,
     /// After so long without a sign of life a node counts as dead, one whose port refuses connections sooner; the same on every node
     #[arg(long, value_name = "TIME", default_value = "5s")]
     pub(super) lease: String,
@@ -402,13 +484,15 @@ pub(super) struct RunOptions {
     #[arg(long, value_name = "TIME", default_value = "60s")]
     pub(super) replace_after: String,
     /// Join the cluster of one of these members if this node is in none; tried until one answers. With etcd: the cluster that it
-    /// holds, no address needed
+    /// holds, no address and no token needed
     #[arg(long, value_name = "ADDR:PORT,…", value_delimiter = ',', num_args = 0..=1)]
     pub(super) join: Option<Vec<String>>,
     /// How long the mounts of a daemon that died, or was told to with SIGHUP, wait for the next daemon to go on with them; 0s: they end
     /// with the daemon
     #[arg(long, value_name = "TIME", default_value = "60s")]
     pub(super) keep_mounts: String,
+    #[command(flatten)]
+    pub(super) token: TokenOptions,
     /// Days in which every copy is read once and compared with its hashes, in the background; 0: only when asked to
     #[arg(long, value_name = "DAYS", default_value = "30", value_parser = days)]
     pub(super) scrub_days: Days,

@@ -1,8 +1,10 @@
 //! `storageos cluster …`
 
 use super::args::{ClusterVerb, HealthFormat};
-use super::{connectivity, output, print};
-use crate::api::types::{ClusterHealth, ClusterInfo, InitRequest, JoinRequest, Membership, RecoverRequest, Recovery};
+use super::{connectivity, output, print, token};
+use crate::api::types::{
+    ClusterHealth, ClusterInfo, InitRequest, JoinRequest, Membership, RecoverRequest, Recovery, RotateRequest,
+};
 use crate::api::{ApiError, Client, Code};
 use crate::cluster::Export;
 use crate::node::{self, ImportError};
@@ -15,9 +17,17 @@ pub(super) async fn run(client: &Client, verb: ClusterVerb) -> Result<ExitCode, 
             let member: Membership = client.post("/v1/cluster/init", &InitRequest {}).await?;
             print(&format!("{}\n", member.cluster))?;
         }
-        ClusterVerb::Join { addresses } => {
-            let member: Membership = client.post("/v1/cluster/join", &JoinRequest { addresses }).await?;
+        ClusterVerb::Join { token, addresses } => {
+            let token = token::read(token)?;
+            let member: Membership = client
+                .post("/v1/cluster/join", &JoinRequest { addresses, token })
+                .await?;
             print(&format!("{}\n", member.cluster))?;
+        }
+        ClusterVerb::Token(command) => return token::run(client, command.verb).await,
+        ClusterVerb::RotateCertificates => {
+            let _: serde_json::Value = client.post("/v1/cluster/rotate", &RotateRequest {}).await?;
+            eprintln!("every node that is up renews its certificate now, the others when they are back");
         }
         ClusterVerb::Health { format } => {
             let health: ClusterHealth = client.get("/v1/cluster/health").await?;
@@ -33,6 +43,9 @@ pub(super) async fn run(client: &Client, verb: ClusterVerb) -> Result<ExitCode, 
         ClusterVerb::Export => {
             let export: Export = client.get("/v1/cluster/export").await?;
             print(&output::json(&export)?)?;
+            eprintln!(
+                "note: the key of the cluster's authority is in it; let nobody else read it, and delete it afterwards"
+            );
         }
         ClusterVerb::Import {
             control,

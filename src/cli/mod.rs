@@ -17,6 +17,7 @@ mod run;
 mod scrub;
 #[cfg(test)]
 mod tests;
+mod token;
 mod volume;
 mod watch;
 

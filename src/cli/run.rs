@@ -2,6 +2,7 @@
 
 use super::args::{HoldOptions, RunOptions};
 use super::mount::parse_time;
+use super::token;
 use super::volume::labels;
 use crate::api::{ApiError, Code, DEFAULT_SOCKET, SOCKET_IN_DATA_DIR};
 use crate::cluster::Timing;
@@ -78,6 +79,10 @@ fn failed(error: StartError) -> ApiError {
         StartError::DataDir(_)
         | StartError::Volumes { .. }
         | StartError::Plane(_)
+        | StartError::Trust(_)
+        | StartError::Credentials(_)
+        | StartError::OtherCertificate(_)
+        | StartError::NoCertificate(_)
         | StartError::Docker(DoorError::Ledger(_)) => Code::Failed,
         StartError::Listen { .. } | StartError::Socket(_) | StartError::Docker(DoorError::Socket(_)) => Code::Conflict,
         StartError::Cluster(error) => error.code,
@@ -140,6 +145,8 @@ fn config(options: RunOptions) -> Result<NodeConfig, ApiError> {
         docker: options.docker,
         control,
         start,
+        token: token::source(options.token)?,
+        certificate_validity: token::parse_life(&options.certificate_validity)?,
         lease: patient("--lease", &options.lease)?,
         replication: Options {
             replica_deadline: patient("--replica-deadline", &options.replica_deadline)?,

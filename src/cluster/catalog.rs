@@ -22,7 +22,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// Times that an operation decides again after a conflict.
-const ATTEMPTS: usize = 32;
+pub(super) const ATTEMPTS: usize = 32;
 
 /// Why an operation was refused.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -61,6 +61,9 @@ pub enum CatalogError {
     /// The node was deleted from the cluster and wants to come back.
     #[error("{}", deleted_text(.0))]
     Deleted(String),
+    /// A token gives no leave.
+    #[error("{0}")]
+    Denied(String),
     /// Not enough nodes for its copies.
     #[error(transparent)]
     Placement(#[from] PlacementError),
@@ -744,7 +747,7 @@ impl Catalog {
     }
 
     /// True: it happened; false: a comparison (or the lease) did not hold.
-    async fn transact(&self, compares: Vec<Compare>, changes: Vec<Change>) -> Result<bool, CatalogError> {
+    pub(super) async fn transact(&self, compares: Vec<Compare>, changes: Vec<Change>) -> Result<bool, CatalogError> {
         let outcome = self.store.transact(Transaction { compares, changes }).await?;
         Ok(matches!(outcome, Outcome::Committed(_)))
     }
@@ -807,7 +810,7 @@ pub(super) fn grave_name(key: &str, value: &str) -> Option<String> {
     decode::<Deleted>(key, value).map(|grave| grave.name)
 }
 
-fn put(key: String, value: String) -> Change {
+pub(super) fn put(key: String, value: String) -> Change {
     Change::Put {
         key,
         value,
@@ -815,23 +818,23 @@ fn put(key: String, value: String) -> Change {
     }
 }
 
-fn compare(key: &str, revision: Revision) -> Compare {
+pub(super) fn compare(key: &str, revision: Revision) -> Compare {
     Compare {
         key: key.to_owned(),
         revision,
     }
 }
 
-fn revision(row: &Option<Row>) -> Revision {
+pub(super) fn revision(row: &Option<Row>) -> Revision {
     row.as_ref().map_or(0, |row| row.revision)
 }
 
-fn read<T: serde::de::DeserializeOwned>(key: &str, row: &Row) -> Result<T, CatalogError> {
+pub(super) fn read<T: serde::de::DeserializeOwned>(key: &str, row: &Row) -> Result<T, CatalogError> {
     decode(key, &row.value)
         .ok_or_else(|| CatalogError::Invalid(format!("the record {key} is of a newer version of storageos")))
 }
 
-fn not_found(kind: &'static str, name: &str) -> CatalogError {
+pub(super) fn not_found(kind: &'static str, name: &str) -> CatalogError {
     CatalogError::NotFound {
         kind,
         name: name.to_owned(),

@@ -1,7 +1,7 @@
 //! All records of a cluster as one file, to move them from one control store to another (embedded to etcd and back).
 //!
 //! It is taken while no volume is mounted, so that no copy can fall behind the records in it before they are used again. What it leaves out goes with
-//! leases anyway: who is alive, who leads.
+//! leases anyway: who is alive, who leads; and tokens. The authority's private key is in it: the file is a secret.
 //!
 //! An import goes into a store without a cluster, and raises the epoch of every volume by [`EPOCHS`]: whatever the daemons did with their copies between
 //! the export and their stop, the copies have seen lower ones. The cluster's record is written last, so that an import that was cut short is no cluster, and can be done
@@ -99,7 +99,7 @@ impl Catalog {
         let (mut records, mut mounted, mut cluster) = (BTreeMap::new(), Vec::new(), None);
         for row in rows {
             match Key::parse(&row.key) {
-                Some(Key::Live(_)) => continue,
+                Some(Key::Live(_) | Key::Token(_)) => continue,
                 Some(Key::Cluster) => cluster = decode::<ClusterId>(&row.key, &row.value),
                 Some(Key::Volume(_)) => {
                     let volume = volume(&row.key, &row.value)?;

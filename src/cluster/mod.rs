@@ -21,6 +21,7 @@ mod plan;
 mod raft;
 mod records;
 mod store;
+mod trust;
 mod view;
 
 pub use catalog::{Catalog, CatalogError, NewVolume, VolumeChange, candidates};
@@ -34,4 +35,6 @@ pub use memory::MemoryStore;
 pub use plan::{Action, Facts, Step, Timing, plan};
 pub use raft::{ControlStatus, RaftSettings, RaftStore, RecoverError};
 pub use store::{Change, Compare, ControlError, ControlStore, Event, LeaseId, Outcome, Revision, Row, Transaction};
+pub(crate) use trust::Issuer;
+pub use trust::{TokenRecord, TokenUse};
 pub use view::View;

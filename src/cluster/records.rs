@@ -2,6 +2,7 @@
 //!
 //! Unknown fields are kept out of the way, so that a newer daemon may add some; a higher version is refused.
 
+use crate::trust::TokenId;
 use crate::volume::{NodeId, VolumeId};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -31,6 +32,10 @@ pub(super) enum Key {
     Live(NodeId),
     /// A node that was deleted and may not come back.
     Deleted(NodeId),
+    /// The CA.
+    Authority,
+    /// Leave to join.
+    Token(TokenId),
 }
 
 /// What stays of a deleted node.
@@ -47,11 +52,13 @@ impl Key {
     pub(super) fn parse(key: &str) -> Option<Self> {
         match key.split_once('/') {
             None if key == "cluster" => Some(Self::Cluster),
+            None if key == "authority" => Some(Self::Authority),
             Some(("namespaces", name)) => Some(Self::Namespace(name.to_owned())),
             Some(("nodes", id)) => id.parse().ok().map(Self::Node),
             Some(("volumes", id)) => id.parse().ok().map(Self::Volume),
             Some(("live", id)) => id.parse().ok().map(Self::Live),
             Some(("deleted", id)) => id.parse().ok().map(Self::Deleted),
+            Some(("tokens", id)) => id.parse().ok().map(Self::Token),
             _ => None,
         }
     }
@@ -59,6 +66,8 @@ impl Key {
     pub(super) fn text(&self) -> String {
         match self {
             Self::Cluster => "cluster".into(),
+            Self::Authority => "authority".into(),
+            Self::Token(id) => format!("tokens/{id}"),
             Self::Namespace(name) => format!("namespaces/{name}"),
             Self::Node(id) => format!("nodes/{id}"),
             Self::Volume(id) => format!("volumes/{id}"),
@@ -161,6 +170,9 @@ mod tests {
             Key::Node(NodeId::from_bytes([3; 16])),
             Key::Volume(VolumeId::from_bytes([4; 16])),
             Key::Live(NodeId::from_bytes([5; 16])),
+            Key::Deleted(NodeId::from_bytes([6; 16])),
+            Key::Authority,
+            Key::Token(TokenId([7; 8])),
         ] {
             assert_eq!(Key::parse(&key.text()), Some(key));
         }

@@ -28,6 +28,10 @@ pub struct View {
     pub volumes: BTreeMap<VolumeId, Arc<Volume>>,
     /// Nodes whose lease lives.
     pub live: BTreeSet<NodeId>,
+    /// Nodes that were deleted.
+    pub deleted: BTreeSet<NodeId>,
+    /// How often all certificates were to be renewed at once: those of a lower number are to be.
+    pub renewals: u64,
 }
 
 impl View {
@@ -56,7 +60,19 @@ impl View {
                     self.live.remove(&id);
                 }
             }
-            Some(Key::Deleted(_)) | None => {}
+            Some(Key::Deleted(id)) => {
+                if value.is_some() {
+                    self.deleted.insert(id);
+                } else {
+                    self.deleted.remove(&id);
+                }
+            }
+            // The rest of it is a secret, and read where it is used.
+            Some(Key::Authority) => {
+                let record: Option<super::trust::AuthorityRecord> = value.and_then(|v| records::decode(key, v));
+                self.renewals = record.map_or(self.renewals, |record| record.renewals);
+            }
+            Some(Key::Token(_)) | None => {}
         }
     }
 

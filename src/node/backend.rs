@@ -49,7 +49,7 @@ fn refuse(error: ApiError) -> HandoffError {
             Code::Conflict => "in_use",
             Code::Invalid | Code::Usage => "invalid",
             Code::Unavailable => "unavailable",
-            Code::Failed | Code::Internal => "failed",
+            Code::Failed | Code::Internal | Code::Denied => "failed",
         },
     }
 }

@@ -27,6 +27,8 @@ impl From<CatalogError> for ApiError {
             CatalogError::Placement(_) => Self::conflict(message).hint(
                 "add nodes, uncordon some (storageos node ls), or ask for fewer replicas (storageos.com/replicas)",
             ),
+            CatalogError::Denied(_) => Self::new(Code::Denied, message)
+                .hint("make a new token on a node of the cluster: storageos cluster token create"),
             CatalogError::Invalid(_) => Self::invalid(message),
             CatalogError::Unavailable(_) => Self::unavailable(message)
                 .hint("a majority of the control plane's voters, or etcd, must answer; see: storageos cluster health"),

@@ -5,6 +5,7 @@
 //!
 //! The end, in order: mounts (everything written becomes durable), masters and copies, the lease, the control plane, the API.
 
+use super::admission;
 use super::control::Control;
 use super::data_dir::{DataDir, DataDirError};
 use super::journal::Journal;
@@ -16,7 +17,7 @@ use super::service::{NodeServer, Nodes};
 use super::volumes::Volumes;
 use super::{NodeConfig, Start, records};
 use crate::api::types::Membership;
-use crate::api::{self, ApiError, SocketError};
+use crate::api::{self, ApiError, Code, SocketError};
 use crate::cluster::{self, Catalog, ControlError, RecoverError, View, keep_node_alive};
 use crate::docker::{Door, DoorError, Settings};
 use crate::exec::Runtime;
@@ -24,7 +25,8 @@ use crate::fdstore::FdStore;
 use crate::fs::{FileSystem, FsError};
 use crate::fuse::Handoff;
 use crate::replication::{DiskCopies, Environment, ReplicaHost};
-use crate::rpc::{Identity, Kind, Server};
+use crate::rpc::{CredentialsError, Identity, Kind, Server};
+use crate::trust::{Key, Token, TokenId, TrustError};
 use crate::volume::{
     ClusterId, DEFAULT_NAMESPACE, LabelError, Labels, NameError, Node, NodeId, Scope, VolumeRef, canonical_labels,
     check_name,
@@ -94,6 +96,22 @@ pub enum StartError {
     /// Making or joining the cluster.
     #[error("{0}")]
     Cluster(#[from] ApiError),
+    /// The node's certificate and key.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
+    /// They do not fit.
+    #[error("tls/node.pem in the data directory: {0}")]
+    Credentials(#[from] CredentialsError),
+    /// They are another cluster's.
+    #[error("tls/node.pem in the data directory is of another cluster ({0}) than the node")]
+    OtherCertificate(ClusterId),
+    /// There are none, and no authority is known that could give them.
+    #[error(
+        "this node is a member of cluster {0} and has no certificate, nor has the cluster an authority as far as this node knows: its data directory is of a \
+         version from before nodes had certificates, or tls/ and control/ were removed. Start with a new data directory: make the cluster anew, or delete the \
+         node on another member (storageos node delete) and let it join by a token"
+    )]
+    NoCertificate(ClusterId),
 }
 
 /// A running daemon. Dropping it without [`Daemon::stop`] leaves its tasks to the end of the runtime, as a crash would.
@@ -127,6 +145,10 @@ pub(super) struct Shared {
     joined: RwLock<Option<Arc<Joined>>>,
     /// One at a time makes or joins a cluster.
     entering: tokio::sync::Mutex<()>,
+    /// The key for which this node wants a certificate, by this token.
+    pub(super) pending: tokio::sync::Mutex<Option<(TokenId, Key)>>,
+    /// Why it gave up joining.
+    denied: RwLock<Option<ApiError>>,
     stop: CancellationToken,
 }
 
@@ -182,8 +204,16 @@ impl Shared {
         self.joined.read().clone().ok_or_else(|| self.not_joined())
     }
 
+    /// Where the node keeps everything.
+    pub(super) fn data_path(&self) -> &std::path::Path {
+        self.data.path()
+    }
+
     fn not_joined(&self) -> ApiError {
         let node = &self.name;
+        if let Some(denied) = self.denied.read().clone() {
+            return denied;
+        }
         if let Some(why) = self.plane.expelled() {
             return ApiError::conflict(why);
         }
@@ -192,7 +222,7 @@ impl Shared {
                 .hint("it is starting or waiting for the other nodes; see its log");
         }
         ApiError::unavailable(format!("node {node} is in no cluster"))
-            .hint("make one: storageos cluster init\nor join one: storageos cluster join ADDR:PORT")
+            .hint("make one: storageos cluster init\nor join one: storageos cluster join --token-file FILE ADDR:PORT")
     }
 
     /// Keeps that the node is a member of a cluster from now on, and begins to be one; returns when it is, as a rule.
@@ -225,12 +255,17 @@ impl Shared {
             )));
         }
         let cluster = self.plane.init().await?;
+        let catalog = Catalog::new(self.plane.store());
+        catalog
+            .make_authority(cluster, self.config.certificate_validity)
+            .await?;
+        self.certify(&catalog).await?;
         tracing::info!(%cluster, node = %self.name, "cluster made");
         self.enter(cluster).await
     }
 
     /// `cluster join`: through the first address that lets it in.
-    pub(super) async fn join(&self, addresses: &[String]) -> Result<Membership, ApiError> {
+    pub(super) async fn join(&self, addresses: &[String], token: Option<&Token>) -> Result<Membership, ApiError> {
         let _one = self.entering.lock().await;
         if let Some(cluster) = self.identity.cluster() {
             return Err(ApiError::conflict(format!(
@@ -238,9 +273,26 @@ impl Shared {
                 self.name
             )));
         }
+        if self.plane.is_own() {
+            self.enrol(addresses, token).await?;
+        }
         let cluster = self.plane.join(addresses).await?;
+        if !self.plane.is_own() {
+            self.certify(&Catalog::new(self.plane.store())).await?;
+        }
+        *self.denied.write() = None;
         tracing::info!(%cluster, node = %self.name, "cluster joined");
         self.enter(cluster).await
+    }
+
+    /// The same with the token that was given at the start.
+    async fn join_at_start(&self, addresses: &[String]) -> Result<Membership, ApiError> {
+        let token = if self.plane.is_own() {
+            self.token_at_start()?
+        } else {
+            None
+        };
+        self.join(addresses, token.as_ref()).await
     }
 
     /// This node's record.
@@ -324,6 +376,13 @@ impl Shared {
         });
         // A request in progress holds it.
         if let Some(shared) = self.this.upgrade() {
+            let (leave, keep) = (joined.leave.clone(), shared.clone().keep_locks(joined.control.clone()));
+            joined.tasks.spawn(async move {
+                tokio::select! {
+                    () = leave.cancelled() => {}
+                    () = keep => {}
+                }
+            });
             joined
                 .tasks
                 .spawn(shared.work(joined.clone(), catalog.clone(), view.clone()));
@@ -408,6 +467,7 @@ impl Daemon {
         }
         let data = DataDir::open(&config.data_dir, config.name.as_deref())?;
         let identity = Identity::new(data.id(), data.cluster());
+        admission::load(data.path(), &identity)?;
         let volumes = data.volumes();
         let copies = DiskCopies::new(&volumes).map_err(|source| StartError::Volumes { path: volumes, source })?;
         let host = ReplicaHost::new(identity.clone(), copies);
@@ -424,6 +484,7 @@ impl Daemon {
             None => bound,
         };
         let plane = Plane::open(&config.control, &data, &identity, &address.to_string()).await?;
+        admission::prepare(&plane, data.path(), &identity)?;
         let fdstore = config.outlive.clone().map(FdStore::new);
         let kept = held(fdstore.clone()).await;
         let shared = Arc::new_cyclic(|this| Shared {
@@ -441,6 +502,8 @@ impl Daemon {
             plane,
             joined: RwLock::new(None),
             entering: tokio::sync::Mutex::new(()),
+            pending: tokio::sync::Mutex::new(None),
+            denied: RwLock::new(None),
             stop: CancellationToken::new(),
             data,
             config,
@@ -535,9 +598,14 @@ impl Daemon {
                 let (shared, addresses) = (shared.clone(), addresses.clone());
                 let stop = shared.stop.clone();
                 let joining = async move {
-                    while let Err(error) = shared.join(&addresses).await {
+                    while let Err(error) = shared.join_at_start(&addresses).await {
                         if shared.identity.cluster().is_some() {
                             // Somebody was faster, through the API.
+                            return;
+                        }
+                        if matches!(error.code, Code::Denied | Code::Invalid) {
+                            tracing::error!(%error, "this node cannot join; give it a token: storageos cluster join --token-file FILE ADDR:PORT");
+                            *shared.denied.write() = Some(error);
                             return;
                         }
                         tracing::warn!(%error, "cannot join the cluster yet, trying again");
@@ -713,7 +781,7 @@ impl Shared {
     /// Says who serves which kind of connection, and starts accepting.
     fn listen(self: &Arc<Self>, builder: crate::rpc::Builder) -> std::io::Result<Server> {
         let (data, sync) = (self.host.clone(), self.host.clone());
-        let (node, control) = (Arc::downgrade(self), Arc::downgrade(self));
+        let (node, control, enrol) = (Arc::downgrade(self), Arc::downgrade(self), Arc::downgrade(self));
         builder
             .on(Kind::Data, move |connection| data.clone().serve(connection))
             .on(Kind::Sync, move |connection| sync.clone().serve(connection))
@@ -723,6 +791,14 @@ impl Shared {
                     // Before it is a member it has nothing to tell.
                     if let Some(joined) = joined {
                         joined.server.clone().on_connection(connection).await;
+                    }
+                }
+            })
+            .on(Kind::Enrol, move |connection| {
+                let shared = enrol.upgrade();
+                async move {
+                    if let Some(shared) = shared {
+                        shared.admit(connection).await;
                     }
                 }
             })

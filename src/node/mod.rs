@@ -4,9 +4,10 @@
 //!
 //! Inside: [`daemon`] is the life cycle; `volumes` reacts to the control store's view, with a `keeper` for each volume whose
 //! master is here; `mounts` and `unmount` are the life of a mount, over the `switch` device, `kept` its life after a daemon's death; `service` is what daemons ask
-//! each other; `operations` and `inspect` answer the API; `journal` keeps the events, `scrubber` reads all copies again from time
+//! each other; `admission` is who may be a node at all; `operations` and `inspect` answer the API; `journal` keeps the events, `scrubber` reads all copies again from time
 //! to time; `transfer` puts records into another control store.
 
+mod admission;
 mod backend;
 mod checker;
 pub(crate) mod control;
@@ -39,6 +40,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use admission::TokenSource;
 pub use daemon::{Attached, Daemon, StartError};
 pub use data_dir::DataDirError;
 pub use plane::ControlConfig;
@@ -49,6 +51,9 @@ pub const DEFAULT_LEASE: Duration = Duration::from_secs(5);
 
 /// Time of a background scrub's pass.
 pub const DEFAULT_SCRUB: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// How long the certificates of nodes hold.
+pub const DEFAULT_CERTIFICATE_VALIDITY: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// A socket of the API.
 #[derive(Clone, Debug)]
@@ -92,6 +97,10 @@ pub struct NodeConfig {
     pub control: ControlConfig,
     /// What to do when in no cluster.
     pub start: Start,
+    /// For [`Start::Join`].
+    pub token: TokenSource,
+    /// For [`Start::Init`]: how long the certificates of the new cluster's nodes hold.
+    pub certificate_validity: Duration,
     /// See [`DEFAULT_LEASE`].
     pub lease: Duration,
     /// Deadlines of replication.
@@ -122,6 +131,8 @@ impl NodeConfig {
             docker: None,
             control: ControlConfig::default(),
             start: Start::default(),
+            token: TokenSource::default(),
+            certificate_validity: DEFAULT_CERTIFICATE_VALIDITY,
             lease: DEFAULT_LEASE,
             replication: Options::default(),
             timing: Timing::default(),

@@ -1,5 +1,6 @@
 //! The API's operations, done: names and values checked, the catalog asked, other nodes asked where they know more.
 
+use super::admission;
 use super::control::name;
 use super::daemon::{Joined, Shared};
 use super::inspect::{self, Told};
@@ -159,7 +160,24 @@ impl Operations for Shared {
     }
 
     async fn cluster_join(&self, request: JoinRequest) -> Result<Membership, ApiError> {
-        self.join(&request.addresses).await
+        let token = admission::given(request.token.as_deref())?;
+        self.join(&request.addresses, token.as_ref()).await
+    }
+
+    async fn cluster_tokens(&self) -> Result<Vec<TokenInfo>, ApiError> {
+        self.joined()?.tokens().await
+    }
+
+    async fn cluster_token_create(&self, create: TokenCreate) -> Result<TokenMade, ApiError> {
+        self.joined()?.create_token(&create).await
+    }
+
+    async fn cluster_token_remove(&self, id: &str) -> Result<(), ApiError> {
+        self.joined()?.remove_token(id).await
+    }
+
+    async fn cluster_rotate(&self) -> Result<(), ApiError> {
+        Ok(self.joined()?.control.catalog.renew_certificates().await?)
     }
 
     async fn cluster_health(&self) -> Result<ClusterHealth, ApiError> {

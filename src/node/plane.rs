@@ -3,11 +3,12 @@
 use super::data_dir::DataDir;
 use crate::api::ApiError;
 use crate::cluster::{
-    Catalog, ControlError, ControlStore, EtcdConfig, EtcdStore, MemoryStore, RaftSettings, RaftStore, RecoverError,
-    View,
+    Catalog, ControlError, ControlStore, EtcdConfig, EtcdStore, Issuer, MemoryStore, RaftSettings, RaftStore,
+    RecoverError, View,
 };
 use crate::rpc::{Connection, Identity};
 use crate::volume::{ClusterId, NodeId};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -81,6 +82,27 @@ impl Plane {
             Self::Embedded(store) => Arc::new(store.clone()),
             Self::Etcd(store) => Arc::new(store.clone()),
             Self::Memory(store) => store.clone(),
+        }
+    }
+
+    /// Whether the records are kept by the nodes themselves, so that a node without a token cannot read them.
+    pub(super) fn is_own(&self) -> bool {
+        matches!(self, Self::Embedded(_))
+    }
+
+    /// Deleted nodes, as far as this node knows without asking anybody.
+    pub(super) fn known_deleted(&self) -> BTreeSet<NodeId> {
+        match self {
+            Self::Embedded(store) => store.known_deleted(),
+            Self::Etcd(_) | Self::Memory(_) => BTreeSet::new(),
+        }
+    }
+
+    /// The cluster's authority, the same.
+    pub(super) fn known_issuer(&self, cluster: ClusterId) -> Option<Issuer> {
+        match self {
+            Self::Embedded(store) => store.known_issuer(cluster),
+            Self::Etcd(_) | Self::Memory(_) => None,
         }
     }
 

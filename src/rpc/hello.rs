@@ -3,9 +3,15 @@
 //! The caller sends 56 bytes, the called answers with 56, then frames follow. Both are fixed-size and carry a check, so
 //! that a stray client is told apart before anything is parsed. See `docs/formats.md` for the bytes.
 //!
-//! A caller without a cluster id (a node that is joining) may only open [`Kind::Control`].
+//! It travels inside TLS. What it says of the node must be what the certificate says; a caller without one (a node that is joining) may only
+//! open [`Kind::Enrol`].
 
+use super::tls::{CredentialsError, Keys, Locks, proves};
+use crate::trust::Credentials;
 use crate::volume::{ClusterId, NodeId};
+use rustls::pki_types::CertificateDer;
+use std::collections::BTreeSet;
+use std::fmt;
 use std::sync::{Arc, OnceLock};
 
 /// Version of hello and frames. Raised when a peer of the old version could misread the new.
@@ -27,6 +33,8 @@ pub enum Kind {
     Data = 3,
     /// Bulk copying between copies.
     Sync = 4,
+    /// A node that joins asks for its certificate; the only kind that needs none.
+    Enrol = 5,
 }
 
 /// Why a connection was refused.
@@ -45,13 +53,25 @@ pub enum Refusal {
     /// The called has as many connections as it may have.
     #[error("it has too many connections")]
     Busy = 4,
+    /// The caller's certificate does not say that it is the node that its hello says.
+    #[error("this node did not prove who it is")]
+    Unproven = 5,
+    /// The caller was deleted from the cluster.
+    #[error("this node was deleted from the cluster")]
+    Deleted = 6,
 }
 
 impl Refusal {
     fn from_byte(byte: u8) -> Option<Self> {
-        [Self::Version, Self::Cluster, Self::Kind, Self::Busy]
-            .into_iter()
-            .find(|refusal| *refusal as u8 == byte)
+        let all = [
+            Self::Version,
+            Self::Cluster,
+            Self::Kind,
+            Self::Busy,
+            Self::Unproven,
+            Self::Deleted,
+        ];
+        all.into_iter().find(|refusal| *refusal as u8 == byte)
     }
 }
 
@@ -60,11 +80,19 @@ impl Refusal {
 #[error("this node already belongs to cluster {0}")]
 pub struct IdentityError(pub ClusterId);
 
-/// Who this node is. Clones share the cluster id, which a joining node learns once, after its server started.
-#[derive(Clone, Debug)]
+/// Who this node is. Clones share the cluster id, which a joining node learns once, after its server started, and what proves it, which is
+/// renewed from time to time.
+#[derive(Clone)]
 pub struct Identity {
     node: NodeId,
     cluster: Arc<OnceLock<ClusterId>>,
+    locks: Arc<Locks>,
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Identity({} of {:?})", self.node, self.cluster())
+    }
 }
 
 impl Identity {
@@ -79,7 +107,39 @@ impl Identity {
         Self {
             node,
             cluster: Arc::new(cell),
+            locks: Arc::default(),
         }
+    }
+
+    /// One with a certificate, of an authority that all identities of this cluster in this process share.
+    #[cfg(test)]
+    pub(crate) fn sample(node: NodeId, cluster: ClusterId) -> Self {
+        let identity = Self::new(node, Some(cluster));
+        identity.set_credentials(&super::tls::sample(node, cluster)).unwrap();
+        identity
+    }
+
+    /// What the node proves itself with on connections from now on; those that are open stay.
+    ///
+    /// # Errors
+    /// They do not fit together, or are not this node's.
+    pub fn set_credentials(&self, credentials: &Credentials) -> Result<(), CredentialsError> {
+        self.locks.set(self.node, credentials)
+    }
+
+    /// What it proves itself with, if it has something yet.
+    #[must_use]
+    pub fn credentials(&self) -> Option<Credentials> {
+        self.locks.keys().map(|keys| keys.credentials.clone())
+    }
+
+    /// Serves and calls any nodes but these, and closes the connections with them.
+    pub fn lock_out(&self, nodes: &BTreeSet<NodeId>) {
+        self.locks.lock_out(nodes);
+    }
+
+    pub(super) fn locks(&self) -> &Locks {
+        &self.locks
     }
 
     /// The node.
@@ -118,12 +178,13 @@ pub(super) struct Hello {
 }
 
 impl Hello {
-    pub(super) fn new(identity: &Identity, code: u8) -> Self {
+    /// A node with a certificate says of which cluster that is, also before it is a member.
+    pub(super) fn new(node: NodeId, cluster: Option<ClusterId>, code: u8) -> Self {
         Self {
             version: PROTOCOL_VERSION,
             code,
-            cluster: identity.cluster(),
-            node: identity.node(),
+            cluster,
+            node,
         }
     }
 
@@ -170,15 +231,20 @@ impl Hello {
         }
     }
 
-    /// Whether a node with `identity` takes a caller with this hello; the kind is checked apart.
-    pub(super) fn admit(&self, identity: &Identity) -> Result<(), Refusal> {
+    /// Whether a node with these keys takes a caller with this hello and this certificate; the kind, and whether it is locked out, are checked apart.
+    pub(super) fn admit(&self, keys: &Keys, certificate: Option<&CertificateDer<'_>>) -> Result<(), Refusal> {
         if self.version != PROTOCOL_VERSION {
             return Err(Refusal::Version);
         }
-        match (self.cluster, identity.cluster()) {
-            (None, _) if self.code == Kind::Control as u8 => Ok(()),
-            (Some(theirs), Some(ours)) if theirs == ours => Ok(()),
-            _ => Err(Refusal::Cluster),
+        if self.code == Kind::Enrol as u8 {
+            return Ok(());
+        }
+        if self.cluster != Some(keys.cluster) {
+            return Err(Refusal::Cluster);
+        }
+        match certificate {
+            Some(certificate) if proves(certificate, self.node, keys.cluster) => Ok(()),
+            Some(_) | None => Err(Refusal::Unproven),
         }
     }
 }

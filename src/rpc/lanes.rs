@@ -8,6 +8,7 @@
 //! on the caller's runtime, out of the way.
 
 use super::hello::Kind;
+use super::secure::Secure;
 use std::io;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -46,15 +47,18 @@ fn next() -> Option<&'static Handle> {
 
 /// Puts a new connection where connections of its kind belong: block data on the lanes in turn, others on the caller's runtime. Also
 /// returns the runtime that the socket's tasks must run on.
-pub(super) fn place(kind: Kind, socket: TcpStream) -> io::Result<(TcpStream, Handle)> {
+pub(super) fn place(kind: Kind, socket: Secure) -> io::Result<(Secure, Handle)> {
     // The others do not start the lanes either.
     let lane = if kind == Kind::Data { next() } else { None };
     match lane {
-        None => Ok((socket, Handle::current())),
+        None => Ok((socket.moved(Ok)?, Handle::current())),
         Some(lane) => {
-            let socket = socket.into_std()?;
-            let _entered = lane.enter();
-            Ok((TcpStream::from_std(socket)?, lane.clone()))
+            let moved = socket.moved(|tcp| {
+                let tcp = tcp.into_std()?;
+                let _entered = lane.enter();
+                TcpStream::from_std(tcp)
+            })?;
+            Ok((moved, lane.clone()))
         }
     }
 }

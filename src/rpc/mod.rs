@@ -1,9 +1,10 @@
-//! The transport between nodes: one listening port, a hello that says what a connection is for, and frames that carry
-//! [`tarpc`] messages whose block data travels beside the serialised part, never through serde.
+//! The transport between nodes: one listening port, TLS with certificates on both sides, a hello that says what a connection is for, and frames
+//! that carry [`tarpc`] messages whose block data travels beside the serialised part, never through serde.
 //!
 //! Knows nothing of what messages mean. Invariants: a connection has one [`Kind`], so block data and control traffic
 //! never share one; nothing is allocated for a length before it was checked against its limit; whatever bytes a peer
-//! sends, the answer is an error of that connection alone.
+//! sends, the answer is an error of that connection alone; whoever has not proved which node it is gets no further than the hello, or than one
+//! small message ([`Connection::ask`]) if it wants a certificate.
 //!
 //! A service is a `#[tarpc::service]` trait. Its server side is given to [`Builder::on`] with [`serve`], its
 //! client side is made from a [`Peer`]'s channel (`FooClient::from(peer.channel().await?)`).
@@ -17,9 +18,12 @@ mod hello;
 mod lanes;
 mod payload;
 mod peer;
+mod secure;
 mod server;
+mod small;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod transport;
 
 pub use driver::{Driver, Held};
@@ -28,6 +32,7 @@ pub(crate) use frame::bytes_of;
 pub use frame::{MAX_DEADLINE, MAX_HEAD, MAX_PAYLOAD, Message, WireRequest, WireResponse};
 pub use hello::{Identity, IdentityError, Kind, PROTOCOL_VERSION, Refusal};
 pub use payload::{Payload, Sums};
-pub use peer::{ConnectError, Limits, Peer, call, connect, refuses, within};
+pub use peer::{ConnectError, Limits, Peer, call, connect, connect_pinned, refuses, within};
 pub use server::{Builder, Connection, Server, serve};
+pub use tls::CredentialsError;
 pub use transport::{Socket, Transport};

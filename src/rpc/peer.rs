@@ -7,10 +7,13 @@ use super::{
     driver::Driver,
     hello::{Hello, Identity, Kind, LENGTH, Refusal},
     lanes,
+    secure::Secure,
     server::Connection,
+    tls::{self, proves},
     transport::Transport,
 };
 use crate::exec;
+use crate::volume::ClusterId;
 use parking_lot::Mutex;
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
@@ -54,6 +57,20 @@ pub enum ConnectError {
     /// Who answered is not one of us.
     #[error("{0} does not speak our protocol")]
     Stranger(String),
+    /// One of the two does not trust the other's certificate.
+    #[error("{address} and this node do not trust each other: {reason}")]
+    Untrusted {
+        /// Where to.
+        address: String,
+        /// What is wrong with whose certificate.
+        reason: String,
+    },
+    /// The other node was deleted from the cluster.
+    #[error("the node at {0} was deleted from the cluster")]
+    Deleted(String),
+    /// This node has no certificate yet.
+    #[error("this node has no certificate yet")]
+    NoCertificate,
     /// The other node does not want this connection.
     #[error("{address} refused the connection: {reason}")]
     Refused {
@@ -83,18 +100,58 @@ pub async fn connect(
     identity: &Identity,
     deadline: Duration,
 ) -> Result<Connection, ConnectError> {
-    let io = |error| ConnectError::Io {
-        address: address.to_owned(),
-        error,
+    let keys = identity.locks().keys().ok_or(ConnectError::NoCertificate)?;
+    let connection = open(address, kind, identity, Some(keys.cluster), deadline, || keys.call());
+    connection.await
+}
+
+/// Opens a connection of kind enrol to a node of the cluster whose authority's certificate has this hash.
+///
+/// # Errors
+/// See [`ConnectError`].
+pub async fn connect_pinned(
+    address: &str,
+    authority: [u8; 32],
+    identity: &Identity,
+    deadline: Duration,
+) -> Result<Connection, ConnectError> {
+    let session = || tls::call_pinned(authority);
+    open(address, Kind::Enrol, identity, None, deadline, session).await
+}
+
+/// The way of both. `cluster`: which one the other end must be of.
+async fn open(
+    address: &str,
+    kind: Kind,
+    identity: &Identity,
+    cluster: Option<ClusterId>,
+    deadline: Duration,
+    session: impl FnOnce() -> Result<rustls::Connection, rustls::Error>,
+) -> Result<Connection, ConnectError> {
+    let failed = |error: io::Error| {
+        let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+        match tls.map(ToString::to_string) {
+            Some(reason) => ConnectError::Untrusted {
+                address: address.to_owned(),
+                reason,
+            },
+            None => ConnectError::Io {
+                address: address.to_owned(),
+                error,
+            },
+        }
     };
     let open = async {
-        let mut socket = TcpStream::connect(address).await.map_err(io)?;
-        prepare(&socket).map_err(io)?;
-        let remote = socket.peer_addr().map_err(io)?;
-        let hello = Hello::new(identity, kind as u8).encode();
-        socket.write_all(&hello).await.map_err(io)?;
+        let socket = TcpStream::connect(address).await.map_err(failed)?;
+        prepare(&socket).map_err(failed)?;
+        let remote = socket.peer_addr().map_err(failed)?;
+        let session = session().map_err(|error| failed(io::Error::other(error)))?;
+        let mut socket = Secure::new(socket, session).await.map_err(failed)?;
+        let hello = Hello::new(identity.node(), cluster, kind as u8).encode();
+        socket.write_all(&hello).await.map_err(failed)?;
+        socket.flush().await.map_err(failed)?;
         let mut bytes = [0; LENGTH];
-        socket.read_exact(&mut bytes).await.map_err(io)?;
+        socket.read_exact(&mut bytes).await.map_err(failed)?;
         let answer = Hello::decode(&bytes).ok_or_else(|| ConnectError::Stranger(address.to_owned()))?;
         if let Some(reason) = answer.refusal() {
             return Err(ConnectError::Refused {
@@ -102,7 +159,21 @@ pub async fn connect(
                 reason,
             });
         }
-        let (socket, home) = lanes::place(kind, socket).map_err(io)?;
+        // A client has no connection without a certificate at the other end.
+        let proven = match (socket.certificate(), cluster.or(answer.cluster)) {
+            (Some(certificate), Some(cluster)) => proves(certificate, answer.node, cluster),
+            _ => false,
+        };
+        if !proven {
+            return Err(ConnectError::Untrusted {
+                address: address.to_owned(),
+                reason: "it did not prove which node it is".to_owned(),
+            });
+        }
+        if !identity.locks().admit(socket.cut(), answer.node) {
+            return Err(ConnectError::Deleted(address.to_owned()));
+        }
+        let (socket, home) = lanes::place(kind, socket).map_err(failed)?;
         Ok(Connection {
             node: answer.node,
             cluster: answer.cluster,

@@ -1,17 +1,27 @@
-//! The listening side: accepts connections, checks their hello, hands each to the handler of its kind.
+//! The listening side: accepts connections, checks who calls, hands each to the handler of its kind.
 //!
-//! Bounds: [`MAX_CONNECTIONS`] at once (more are refused with a reason), [`HELLO_DEADLINE`] for a hello. Stopping drops every connection
-//! and waits until their tasks have ended.
+//! Bounds: [`HELLO_DEADLINE`] for handshake and hello together; [`MAX_WAITING`] connections that are not through with these (one more ends the one that
+//! has waited longest, so a flood of silent ones keeps nobody out); [`MAX_CONNECTIONS`] of proven nodes and [`MAX_ENROLLING`] of nodes that want a certificate at once,
+//! more are refused with a reason. Stopping drops every connection and waits until their tasks have ended.
 
 use super::{
     hello::{Hello, Identity, Kind, LENGTH, Refusal},
     lanes,
     peer::prepare,
+    secure::Secure,
     transport::{Socket, Transport},
 };
 use crate::volume::{ClusterId, NodeId};
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
-use std::{collections::HashMap, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use parking_lot::Mutex;
+use std::{
+    collections::{HashMap, VecDeque},
+    io,
+    net::{IpAddr, SocketAddr},
+    pin::pin,
+    sync::Arc,
+    time::Duration,
+};
 use tarpc::server::{BaseChannel, Channel, Serve};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -24,18 +34,20 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// Connections served at once.
 const MAX_CONNECTIONS: usize = 1024;
-/// Connections beyond those that may wait to be told so.
-const MAX_REFUSALS: usize = 64;
-/// Time a caller has to send its hello and take the answer.
+/// Connections of nodes that want a certificate, served at once.
+const MAX_ENROLLING: usize = 16;
+/// Connections whose handshake and hello are not done.
+const MAX_WAITING: usize = 256;
+/// Time a caller has for the handshake, to send its hello and to take the answer.
 const HELLO_DEADLINE: Duration = Duration::from_secs(5);
 /// Pause after the system could not accept (out of descriptors).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// An accepted or opened connection, its hello done.
 pub struct Connection {
-    /// Node at the other end, as it says.
+    /// Node at the other end, as its certificate proves; of a connection of kind enrol that was accepted, as it says.
     pub node: NodeId,
-    /// Its cluster, as it says; `None`: it is joining.
+    /// Its cluster, the same; `None`: it is joining.
     pub cluster: Option<ClusterId>,
     /// Its address.
     pub address: SocketAddr,
@@ -108,6 +120,11 @@ impl Builder {
             hello_deadline: self.hello_deadline,
             stop: stop.clone(),
             tasks: tasks.clone(),
+            places: Places {
+                proven: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+                enrolling: Arc::new(Semaphore::new(MAX_ENROLLING)),
+            },
+            waiting: Arc::default(),
         };
         tasks.spawn(acceptor.run(self.listener));
         Ok(Server { address, stop, tasks })
@@ -161,100 +178,173 @@ struct Acceptor {
     hello_deadline: Duration,
     stop: CancellationToken,
     tasks: TaskTracker,
+    places: Places,
+    waiting: Arc<Mutex<Waiting>>,
+}
+
+/// Room for connections after their hello.
+#[derive(Clone)]
+struct Places {
+    proven: Arc<Semaphore>,
+    enrolling: Arc<Semaphore>,
+}
+
+/// Connections before their hello, the oldest first.
+#[derive(Default)]
+struct Waiting {
+    next: u64,
+    list: VecDeque<(u64, IpAddr, CancellationToken)>,
+}
+
+impl Waiting {
+    /// Adds one. If there are too many, the oldest of the address that has most is given up: a handshake takes milliseconds, so whoever is in
+    /// earnest is through long before its turn comes, however many others do nothing.
+    fn add(&mut self, address: IpAddr) -> (u64, CancellationToken) {
+        if self.list.len() >= MAX_WAITING {
+            let mut counts: HashMap<IpAddr, usize> = HashMap::new();
+            for (_, from, _) in &self.list {
+                *counts.entry(*from).or_default() += 1;
+            }
+            let most = counts.into_iter().max_by_key(|(_, count)| *count).map(|(from, _)| from);
+            let oldest = self.list.iter().position(|(_, from, _)| Some(*from) == most);
+            if let Some((_, _, given_up)) = oldest.and_then(|at| self.list.remove(at)) {
+                given_up.cancel();
+            }
+        }
+        let number = self.next;
+        self.next += 1;
+        let stop = CancellationToken::new();
+        self.list.push_back((number, address, stop.clone()));
+        (number, stop)
+    }
+
+    fn remove(&mut self, number: u64) {
+        self.list.retain(|(other, ..)| *other != number);
+    }
 }
 
 impl Acceptor {
     async fn run(self, listener: TcpListener) {
-        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-        let refusals = Arc::new(Semaphore::new(MAX_REFUSALS));
         loop {
             let accepted = tokio::select! {
                 () = self.stop.cancelled() => return,
                 accepted = listener.accept() => accepted,
             };
-            let (socket, address) = match accepted {
-                Ok(accepted) => accepted,
+            match accepted {
+                Ok((socket, address)) => self.admit(socket, address),
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
                     time::sleep(ACCEPT_PAUSE).await;
-                    continue;
                 }
-            };
-            let (place, refuse) = match Arc::clone(&places).try_acquire_owned() {
-                Ok(place) => (place, None),
-                Err(_) => match Arc::clone(&refusals).try_acquire_owned() {
-                    Ok(place) => (place, Some(Refusal::Busy)),
-                    // Closing without a word is all that a flood gets.
-                    Err(_) => continue,
-                },
-            };
-            self.admit(socket, address, place, refuse);
+            }
         }
     }
 
-    /// Starts the task of one connection: hello, then its handler, where connections of its kind belong.
-    fn admit(&self, mut socket: TcpStream, address: SocketAddr, place: OwnedSemaphorePermit, refuse: Option<Refusal>) {
+    /// Starts the task of one connection: handshake, hello, then its handler, where connections of its kind belong.
+    fn admit(&self, socket: TcpStream, address: SocketAddr) {
         let identity = self.identity.clone();
         let handlers = Arc::clone(&self.handlers);
+        let places = self.places.clone();
         let stop = self.stop.clone();
         let deadline = self.hello_deadline;
         let tasks = self.tasks.clone();
+        let waiting = Arc::clone(&self.waiting);
+        let (number, given_up) = waiting.lock().add(address.ip());
         self.tasks.spawn(async move {
             let greeted = tokio::select! {
                 () = stop.cancelled() => return,
-                greeted = time::timeout(deadline, greet(&mut socket, &identity, &handlers, refuse)) => greeted,
-            };
-            let refused = match greeted {
-                Ok(Ok(Some((hello, kind, handler)))) => match lanes::place(kind, socket) {
-                    Ok((socket, home)) => {
-                        let connection = Connection {
-                            node: hello.node,
-                            cluster: hello.cluster,
-                            address,
-                            stop: stop.clone(),
-                            home: home.clone(),
-                            socket: Box::new(socket),
-                        };
-                        let serve = async move {
-                            let _place = place;
-                            tokio::select! {
-                                () = stop.cancelled() => {}
-                                () = handler(connection) => {}
-                            }
-                        };
-                        tasks.spawn_on(serve, &home);
-                        return;
-                    }
-                    Err(error) => error.to_string(),
+                () = given_up.cancelled() => Err(io::Error::other("too many connections wait for their hello")),
+                greeted = time::timeout(deadline, greet(socket, &identity, &handlers, &places)) => match greeted {
+                    Ok(greeted) => greeted,
+                    Err(_) => Err(io::Error::other("no handshake and hello in time")),
                 },
-                Ok(Ok(None)) => return,
-                Ok(Err(error)) => error.to_string(),
-                Err(_) => "no hello in time".to_owned(),
             };
-            tracing::debug!(%address, error = %refused, "connection refused");
+            waiting.lock().remove(number);
+            let placed = match greeted {
+                Ok(Greeted {
+                    socket,
+                    hello,
+                    admitted: Ok((kind, handler, place)),
+                }) => lanes::place(kind, socket).map(|placed| (placed, hello, handler, place)),
+                Ok(Greeted {
+                    hello,
+                    admitted: Err(refusal),
+                    ..
+                }) => {
+                    tracing::debug!(%address, node = %hello.node, reason = %refusal, "connection refused");
+                    return;
+                }
+                Err(error) => Err(error),
+            };
+            let ((socket, home), hello, handler, place) = match placed {
+                Ok(placed) => placed,
+                Err(error) => return tracing::debug!(%address, %error, "connection refused"),
+            };
+            let connection = Connection {
+                node: hello.node,
+                cluster: hello.cluster,
+                address,
+                stop: stop.clone(),
+                home: home.clone(),
+                socket: Box::new(socket),
+            };
+            let serve = async move {
+                let _place = place;
+                tokio::select! {
+                    () = stop.cancelled() => {}
+                    () = handler(connection) => {}
+                }
+            };
+            tasks.spawn_on(serve, &home);
         });
     }
 }
 
+/// A connection after its hello was answered.
+struct Greeted {
+    socket: Secure,
+    hello: Hello,
+    admitted: Result<(Kind, Handler, OwnedSemaphorePermit), Refusal>,
+}
+
 async fn greet(
-    socket: &mut TcpStream,
+    socket: TcpStream,
     identity: &Identity,
     handlers: &HashMap<u8, (Kind, Handler)>,
-    refuse: Option<Refusal>,
-) -> io::Result<Option<(Hello, Kind, Handler)>> {
-    prepare(socket)?;
+    places: &Places,
+) -> io::Result<Greeted> {
+    prepare(&socket)?;
+    let keys = identity.locks().keys();
+    let keys = keys.ok_or_else(|| io::Error::other("this node has no certificate yet"))?;
+    let session = keys.answer().map_err(io::Error::other)?;
+    let mut socket = Secure::new(socket, session).await?;
     let mut bytes = [0; LENGTH];
     socket.read_exact(&mut bytes).await?;
     let hello =
         Hello::decode(&bytes).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "it did not say hello"))?;
-    let verdict = match (refuse, hello.admit(identity), handlers.get(&hello.code)) {
-        (Some(refusal), ..) | (None, Err(refusal), _) => Err(refusal),
-        (None, Ok(()), None) => Err(Refusal::Kind),
-        (None, Ok(()), Some((kind, handler))) => Ok((*kind, Arc::clone(handler))),
-    };
-    let code = verdict.as_ref().err().map_or(0, |refusal| *refusal as u8);
-    socket.write_all(&Hello::new(identity, code).encode()).await?;
-    Ok(verdict.ok().map(|(kind, handler)| (hello, kind, handler)))
+    let admitted = hello.admit(&keys, socket.certificate()).and_then(|()| {
+        let (kind, handler) = handlers.get(&hello.code).ok_or(Refusal::Kind)?;
+        let room = match kind {
+            Kind::Enrol => &places.enrolling,
+            _ if identity.locks().admit(socket.cut(), hello.node) => &places.proven,
+            _ => return Err(Refusal::Deleted),
+        };
+        let place = Arc::clone(room).try_acquire_owned().map_err(|_| Refusal::Busy)?;
+        Ok((*kind, Arc::clone(handler), place))
+    });
+    let code = admitted.as_ref().err().map_or(0, |refusal| *refusal as u8);
+    let answer = Hello::new(identity.node(), Some(keys.cluster), code).encode();
+    socket.write_all(&answer).await?;
+    socket.flush().await?;
+    if admitted.is_err() {
+        // Closed in order, or the answer might be lost.
+        socket.shutdown().await?;
+    }
+    Ok(Greeted {
+        socket,
+        hello,
+        admitted,
+    })
 }
 
 /// Serves a tarpc service on a connection until it closes: at most `limit` requests at once, the rest wait in the socket.

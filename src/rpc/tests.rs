@@ -3,12 +3,16 @@
 use super::{
     frame::{self, Outgoing},
     hello::{Hello, LENGTH},
+    secure::Secure,
+    tls::{Locks, call_pinned},
     *,
 };
+use crate::trust::{Authority, Credentials, Key, pin};
 use crate::volume::{ClusterId, NodeId};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::{
+    io,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -55,8 +59,8 @@ impl Echo for EchoServer {
 fn identities() -> (Identity, Identity) {
     let cluster = ClusterId::random();
     (
-        Identity::new(NodeId::random(), Some(cluster)),
-        Identity::new(NodeId::random(), Some(cluster)),
+        Identity::sample(NodeId::random(), cluster),
+        Identity::sample(NodeId::random(), cluster),
     )
 }
 
@@ -297,41 +301,264 @@ async fn a_stopped_server_fails_calls_at_once_and_the_next_call_reconnects() {
     server.stop().await;
 }
 
+/// TLS to a server, with these credentials or none, and nothing said yet.
+async fn handshake(server: &Server, keys: Option<&Credentials>, authority: &Credentials) -> io::Result<Secure> {
+    let socket = TcpStream::connect(server.local_address()).await?;
+    let session = match keys {
+        Some(keys) => {
+            let locks = Locks::default();
+            locks.set(keys.node, keys).unwrap();
+            locks.keys().unwrap().call()
+        }
+        None => call_pinned(pin(authority.authority())),
+    };
+    Secure::new(socket, session.unwrap()).await
+}
+
+/// Says hello and returns what the other end answers.
+async fn greet(socket: &mut Secure, hello: Hello) -> io::Result<Hello> {
+    socket.write_all(&hello.encode()).await?;
+    let mut answer = [0; LENGTH];
+    socket.read_exact(&mut answer).await?;
+    Ok(Hello::decode(&answer).unwrap())
+}
+
+fn hello(identity: &Identity, kind: Kind) -> Hello {
+    Hello::new(identity.node(), identity.cluster(), kind as u8)
+}
+
 #[tokio::test]
 async fn strangers_are_refused_with_the_reason() {
     let (a, b) = identities();
+    let cluster = a.cluster().unwrap();
     let server = echo_server(a.clone(), EchoServer::default()).await;
     let address = server.local_address().to_string();
-    let refusal = |identity: Identity, kind| {
+    let to = |identity: Identity, kind| {
         let address = address.clone();
-        async move {
-            match connect(&address, kind, &identity, LONG).await {
-                Err(ConnectError::Refused { reason, .. }) => Some(reason),
-                Ok(_) => None,
-                Err(other) => panic!("{other}"),
-            }
-        }
+        async move { connect(&address, kind, &identity, LONG).await }
     };
-    let other = Identity::new(NodeId::random(), Some(ClusterId::random()));
-    let joining = Identity::new(NodeId::random(), None);
-    assert_eq!(refusal(other, Kind::Data).await, Some(Refusal::Cluster));
-    assert_eq!(refusal(joining.clone(), Kind::Data).await, Some(Refusal::Cluster));
-    assert_eq!(refusal(joining.clone(), Kind::Control).await, None);
-    assert_eq!(refusal(b.clone(), Kind::Sync).await, Some(Refusal::Kind));
-    assert_eq!(refusal(b.clone(), Kind::Data).await, None);
-    let answered = connect(&address, Kind::Control, &joining, LONG).await.unwrap();
+    let answered = to(b.clone(), Kind::Control).await.unwrap();
     assert_eq!((answered.node, answered.cluster), (a.node(), a.cluster()));
-    assert_eq!(joining.set_cluster(a.cluster().unwrap()), Ok(()));
-    assert_eq!(refusal(joining.clone(), Kind::Data).await, None);
-    assert!(joining.set_cluster(ClusterId::random()).is_err());
+    let other = Identity::sample(NodeId::random(), ClusterId::random());
+    let error = to(other, Kind::Data).await.err().unwrap();
+    assert!(
+        matches!(&error, ConnectError::Untrusted { reason, .. } if reason.contains("UnknownIssuer")),
+        "{error}"
+    );
+    let joining = Identity::new(NodeId::random(), None);
+    let error = to(joining.clone(), Kind::Control).await;
+    assert!(matches!(error, Err(ConnectError::NoCertificate)));
+    let error = to(b.clone(), Kind::Sync).await;
+    assert!(matches!(
+        error,
+        Err(ConnectError::Refused {
+            reason: Refusal::Kind,
+            ..
+        })
+    ));
 
-    let mut newer = Hello::new(&b, Kind::Data as u8);
-    newer.version = PROTOCOL_VERSION + 1;
-    let mut socket = TcpStream::connect(&address).await.unwrap();
-    socket.write_all(&newer.encode()).await.unwrap();
-    let mut answer = [0; LENGTH];
-    socket.read_exact(&mut answer).await.unwrap();
-    assert_eq!(Hello::decode(&answer).unwrap().refusal(), Some(Refusal::Version));
+    // Those that do as if they were something else: no certificate, another node's, a hello of another cluster or version.
+    let credentials = b.credentials().unwrap();
+    let refusals = [
+        (None, hello(&b, Kind::Data), Refusal::Unproven),
+        (None, hello(&b, Kind::Control), Refusal::Unproven),
+        (None, Hello::new(b.node(), None, Kind::Control as u8), Refusal::Cluster),
+        (Some(&credentials), hello(&a, Kind::Data), Refusal::Unproven),
+        (
+            Some(&credentials),
+            Hello::new(b.node(), Some(ClusterId::random()), Kind::Data as u8),
+            Refusal::Cluster,
+        ),
+        (
+            Some(&credentials),
+            Hello::new(b.node(), None, Kind::Data as u8),
+            Refusal::Cluster,
+        ),
+        (
+            Some(&credentials),
+            Hello {
+                version: PROTOCOL_VERSION + 1,
+                ..hello(&b, Kind::Data)
+            },
+            Refusal::Version,
+        ),
+        (
+            Some(&credentials),
+            Hello::new(b.node(), Some(cluster), 77),
+            Refusal::Kind,
+        ),
+    ];
+    for (keys, said, refusal) in refusals {
+        let mut socket = handshake(&server, keys, &credentials).await.unwrap();
+        let answer = greet(&mut socket, said).await.unwrap();
+        assert_eq!(answer.refusal(), Some(refusal), "{said:?}");
+        let mut rest = Vec::new();
+        assert_eq!(timeout(LONG, socket.read_to_end(&mut rest)).await.unwrap().unwrap(), 0);
+    }
+
+    // Credentials of another authority of the same name.
+    let forged = forged(b.node(), cluster);
+    let refused = async {
+        let mut socket = handshake(&server, Some(&forged), &credentials).await?;
+        greet(&mut socket, hello(&b, Kind::Data)).await
+    };
+    assert!(refused.await.is_err());
+    let authority = pin(forged.authority());
+    let error = connect_pinned(&address, authority, &joining, LONG).await.err().unwrap();
+    assert!(matches!(error, ConnectError::Untrusted { .. }), "{error}");
+    server.stop().await;
+}
+
+/// A certificate by an authority that says it is this cluster's.
+fn forged(node: NodeId, cluster: ClusterId) -> Credentials {
+    let now = jiff::Timestamp::now();
+    let authority = Authority::new(cluster, now).unwrap();
+    let key = Key::generate().unwrap();
+    let issued = authority.issue(node, key.public(), LONG, 0, now).unwrap();
+    Credentials::new(node, cluster, &key, issued, authority.certificate().to_vec())
+}
+
+#[tokio::test]
+async fn an_expired_certificate_is_refused_and_a_renewed_one_needs_no_new_connections() {
+    let (a, b) = identities();
+    let server = echo_server(a.clone(), EchoServer::default()).await;
+    let address = server.local_address().to_string();
+    let peer = peer(&server, b.clone());
+    let client = EchoClient::from(peer.channel().await.unwrap());
+    let fresh = |identity: &Identity| tls::sample(identity.node(), identity.cluster().unwrap());
+    assert!(b.set_credentials(&fresh(&a)).is_err());
+    for identity in [&a, &b] {
+        let before = identity.credentials().unwrap();
+        identity.set_credentials(&fresh(identity)).unwrap();
+        assert_ne!(identity.credentials().unwrap().certificate(), before.certificate());
+        assert_eq!(client.number(within(LONG), 3).await.unwrap(), 3);
+        connect(&address, Kind::Data, &b, LONG).await.unwrap();
+    }
+    let old = jiff::Timestamp::now() - jiff::SignedDuration::from_hours(48);
+    b.set_credentials(&tls::sample_of(
+        b.node(),
+        b.cluster().unwrap(),
+        old,
+        Duration::from_secs(3600),
+    ))
+    .unwrap();
+    let error = connect(&address, Kind::Data, &b, LONG).await.err().unwrap();
+    assert!(
+        matches!(&error, ConnectError::Untrusted { reason, .. } if reason.contains("Expired")),
+        "{error}"
+    );
+    // As seen from the other side.
+    let backwards = echo_server(b.clone(), EchoServer::default()).await;
+    let error = connect(&backwards.local_address().to_string(), Kind::Data, &a, LONG).await;
+    assert!(matches!(error, Err(ConnectError::Untrusted { .. })));
+    assert_eq!(client.number(within(LONG), 4).await.unwrap(), 4);
+    // A clock that is half an hour ahead is no reason.
+    let early = jiff::Timestamp::now() + jiff::SignedDuration::from_mins(30);
+    b.set_credentials(&tls::sample_of(
+        b.node(),
+        b.cluster().unwrap(),
+        early,
+        Duration::from_secs(3600),
+    ))
+    .unwrap();
+    connect(&address, Kind::Data, &b, LONG).await.unwrap();
+    server.stop().await;
+    backwards.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_that_is_locked_out_loses_its_connections_and_gets_no_new_ones() {
+    let (a, b) = identities();
+    let service = EchoServer::default();
+    let server = echo_server(a.clone(), service.clone()).await;
+    let address = server.local_address().to_string();
+    let called = peer(&server, b.clone());
+    let client = EchoClient::from(called.channel().await.unwrap());
+    assert_eq!(client.number(within(LONG), 3).await.unwrap(), 3);
+    a.lock_out(&[NodeId::random()].into());
+    assert_eq!(client.number(within(LONG), 3).await.unwrap(), 3);
+    let call = tokio::spawn(async move { client.never(within(LONG)).await });
+    timeout(LONG, async {
+        while service.served.load(Ordering::SeqCst) == 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .unwrap();
+    a.lock_out(&[b.node()].into());
+    assert!(timeout(LONG, call).await.unwrap().unwrap().is_err());
+    let refused = connect(&address, Kind::Data, &b, LONG).await;
+    assert!(matches!(
+        refused,
+        Err(ConnectError::Refused {
+            reason: Refusal::Deleted,
+            ..
+        })
+    ));
+    // Nor does the one who knows call it.
+    let theirs = echo_server(b.clone(), service.clone()).await;
+    let refused = connect(&theirs.local_address().to_string(), Kind::Data, &a, LONG).await;
+    assert!(matches!(refused, Err(ConnectError::Deleted(_))));
+    a.lock_out(&std::collections::BTreeSet::new());
+    let there = peer(&theirs, a.clone());
+    let client = EchoClient::from(there.channel().await.unwrap());
+    assert_eq!(client.number(within(LONG), 5).await.unwrap(), 5);
+    a.lock_out(&[b.node()].into());
+    assert!(client.number(within(LONG), 5).await.is_err());
+    server.stop().await;
+    theirs.stop().await;
+}
+
+#[tokio::test]
+async fn silent_connections_keep_nobody_out_however_many_there_are() {
+    let (a, b) = identities();
+    let server = Server::bind("127.0.0.1:0", a).await.unwrap();
+    // A long deadline: nobody is saved by its end.
+    let server = server
+        .on(Kind::Data, |connection| {
+            serve(connection, EchoServer::default().serve(), 16)
+        })
+        .hello_deadline(LONG * 10)
+        .start()
+        .unwrap();
+    let mut silent = Vec::new();
+    for _ in 0..700 {
+        silent.push(TcpStream::connect(server.local_address()).await.unwrap());
+    }
+    let peer = peer(&server, b);
+    let client = EchoClient::from(peer.channel().await.unwrap());
+    assert_eq!(client.number(within(LONG), 3).await.unwrap(), 3);
+    // The first ones were given up.
+    let mut byte = [0];
+    let ended = timeout(LONG, silent[0].read(&mut byte)).await.unwrap();
+    assert!(matches!(ended, Ok(0) | Err(_)));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_without_a_certificate_may_say_one_small_message() {
+    let (a, _) = identities();
+    let authority = pin(a.credentials().unwrap().authority());
+    let server = Server::bind("127.0.0.1:0", a.clone()).await.unwrap();
+    let server = server
+        .on(Kind::Enrol, |connection: Connection| async move {
+            let answer = |asked: Vec<u8>| async move { [asked, b"!".to_vec()].concat() };
+            let _ = connection.answer(LONG, answer).await;
+        })
+        .start()
+        .unwrap();
+    let address = server.local_address().to_string();
+    let joining = Identity::new(NodeId::random(), None);
+    let open = || connect_pinned(&address, authority, &joining, LONG);
+    let answer = open().await.unwrap().ask(b"hello", LONG).await.unwrap();
+    assert_eq!(answer, b"hello!");
+    assert!(open().await.unwrap().ask(&[0; 9000], LONG).await.is_err());
+    let mut liar = open().await.unwrap();
+    liar.socket.write_all(&u32::MAX.to_le_bytes()).await.unwrap();
+    liar.socket.flush().await.unwrap();
+    let mut rest = Vec::new();
+    let _ = timeout(LONG, liar.socket.read_to_end(&mut rest)).await.unwrap();
+    assert!(rest.is_empty());
     server.stop().await;
 }
 
@@ -340,7 +567,8 @@ async fn strangers_are_refused_with_the_reason() {
 async fn garbage_oversize_lengths_half_frames_and_silence_close_only_their_connection() {
     let (a, b) = identities();
     let server = echo_server(a, EchoServer::default()).await;
-    let hello = Hello::new(&b, Kind::Data as u8).encode().to_vec();
+    let credentials = b.credentials().unwrap();
+    let hello = hello(&b, Kind::Data).encode().to_vec();
     let oversize = |head: u32, payload: u32| {
         let mut bytes = hello.clone();
         bytes.extend_from_slice(&head.to_le_bytes());
@@ -348,11 +576,22 @@ async fn garbage_oversize_lengths_half_frames_and_silence_close_only_their_conne
         bytes.extend_from_slice(&[0; 64]);
         bytes
     };
+    let http = b"GET / HTTP/1.1\r\nHost: a-long-enough-name.example\r\n\r\n\r\n\r\n".to_vec();
+    let long_record = [&[0x16, 3, 1, 0xff, 0xff][..], &[0; 70_000]].concat();
+    for (number, bytes) in [http.clone(), Vec::new(), vec![0x16, 3, 1], hello.clone(), long_record]
+        .into_iter()
+        .enumerate()
+    {
+        let mut socket = TcpStream::connect(server.local_address()).await.unwrap();
+        // It may be closed before all was said.
+        let _ = socket.write_all(&bytes).await;
+        let mut answer = Vec::new();
+        let _ = timeout(LONG, socket.read_to_end(&mut answer))
+            .await
+            .unwrap_or_else(|_| panic!("case {number} was left open"));
+    }
     let hostile = [
-        (
-            b"GET / HTTP/1.1\r\nHost: a-long-enough-name.example\r\n\r\n\r\n\r\n".to_vec(),
-            false,
-        ),
+        (http, false),
         (Vec::new(), false),
         (hello[..20].to_vec(), false),
         (oversize(u32::MAX, 0), false),
@@ -362,8 +601,9 @@ async fn garbage_oversize_lengths_half_frames_and_silence_close_only_their_conne
         ([hello.clone(), vec![1, 2, 3]].concat(), true),
     ];
     for (number, (bytes, half)) in hostile.into_iter().enumerate() {
-        let mut socket = TcpStream::connect(server.local_address()).await.unwrap();
+        let mut socket = handshake(&server, Some(&credentials), &credentials).await.unwrap();
         socket.write_all(&bytes).await.unwrap();
+        socket.flush().await.unwrap();
         if half {
             socket.shutdown().await.unwrap();
         }
@@ -371,11 +611,33 @@ async fn garbage_oversize_lengths_half_frames_and_silence_close_only_their_conne
         // An error (reset) is as good as the end.
         let _ = timeout(LONG, socket.read_to_end(&mut answer))
             .await
-            .unwrap_or_else(|_| panic!("case {number} was left open"));
+            .unwrap_or_else(|_| panic!("case {number} within TLS was left open"));
     }
     let peer = peer(&server, b);
     let client = EchoClient::from(peer.channel().await.unwrap());
     assert_eq!(client.number(within(LONG), 3).await.unwrap(), 3);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_slow_reader_gets_every_byte_in_order() {
+    let (a, b) = identities();
+    let server = echo_server(a, EchoServer::default()).await;
+    let peer = peer(&server, b);
+    let client = EchoClient::from(peer.channel().await.unwrap());
+    // More than the sockets take: what was accepted for writing waits for them.
+    let calls = (0..8_u8).map(|n| {
+        let client = client.clone();
+        async move {
+            let data: Vec<u8> = (0..6_000_000_u32).map(|i| (i % 251) as u8 ^ n).collect();
+            let (answer, _) = client
+                .echo(within(LONG), vec![data.clone().into()], Sums::default())
+                .await
+                .unwrap();
+            assert!(*answer == *data);
+        }
+    });
+    futures::future::join_all(calls).await;
     server.stop().await;
 }
 

@@ -21,7 +21,7 @@ const READ_CHUNK: usize = 16 << 10;
 /// Queued bytes above which the sender waits for the socket.
 const SEND_HIGH_WATER: usize = 4 << 20;
 
-/// What a connection runs over: TCP, later TLS on TCP, a pipe in tests.
+/// What a connection runs over: TLS on TCP, a pipe in tests.
 pub trait Socket: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Socket for T {}
@@ -37,6 +37,8 @@ struct Partial {
 pub struct Transport<Out, In> {
     socket: Box<dyn Socket>,
     outgoing: Outgoing,
+    /// The socket may hold what it took and did not send yet.
+    unsent: bool,
     buffer: BytesMut,
     partial: Option<Partial>,
     messages: PhantomData<fn(Out) -> In>,
@@ -49,6 +51,7 @@ impl<Out: Message, In: Message> Transport<Out, In> {
         Self {
             socket,
             outgoing: Outgoing::default(),
+            unsent: false,
             buffer: BytesMut::new(),
             partial: None,
             messages: PhantomData,
@@ -133,9 +136,6 @@ impl<Out: Message, In: Message> Sink<Out> for Transport<Out, In> {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if this.outgoing.len() == 0 {
-            return Poll::Ready(Ok(()));
-        }
         while this.outgoing.len() > 0 {
             let slices = this.outgoing.slices();
             let written = ready!(Pin::new(&mut this.socket).poll_write_vectored(cx, &slices))?;
@@ -144,8 +144,13 @@ impl<Out: Message, In: Message> Sink<Out> for Transport<Out, In> {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             this.outgoing.advance(written);
+            this.unsent = true;
         }
-        Pin::new(&mut this.socket).poll_flush(cx)
+        if this.unsent {
+            ready!(Pin::new(&mut this.socket).poll_flush(cx))?;
+            this.unsent = false;
+        }
+        Poll::Ready(Ok(()))
     }
 
     fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -101,6 +101,8 @@ pub struct Node {
     pub through: Vec<String>,
     /// A member to join; none: it makes the cluster.
     pub join: Option<String>,
+    /// The API socket of the node that makes its token.
+    pub inviter: PathBuf,
     /// Commands for the cluster are not given to it: its daemon is stopped, or its link is not well.
     pub aside: bool,
     child: Option<Child>,
@@ -152,6 +154,9 @@ impl Node {
             None => command.arg("--init"),
             Some(address) => command.args(["--join", address]),
         };
+        if let Some(token) = self.token() {
+            command.env("STORAGEOS_TOKEN", token);
+        }
         let child = command
             .env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "info".into()))
             .env("RUST_BACKTRACE", "1")
@@ -161,6 +166,23 @@ impl Node {
             .spawn()
             .unwrap();
         self.child = Some(child);
+    }
+
+    /// A token for a node that is to join and has no certificate yet; with etcd it needs none.
+    fn token(&self) -> Option<String> {
+        let etcd = self.extra.iter().any(|argument| argument.starts_with("etcd://"));
+        if self.join.is_none() || etcd || self.directory.join("tls/node.pem").exists() {
+            return None;
+        }
+        let made = eventually("a token is made", || {
+            let said = Command::new(STORAGEOS)
+                .env("STORAGEOS_HOST", &self.inviter)
+                .args(["cluster", "token", "create"])
+                .stdin(Stdio::null())
+                .output();
+            Some(Said::from(said.unwrap())).filter(|said| said.code == 0)
+        });
+        Some(made.out.trim().to_owned())
     }
 
     /// The daemon's process id.
@@ -325,6 +347,7 @@ impl Cluster {
                 through: vec![],
                 aside: false,
                 join: (index > 0).then(|| host(0)),
+                inviter: directory.join("n1/storageos.sock"),
                 child: None,
             })
             .collect();

@@ -9,10 +9,9 @@
 use super::{Inner, words};
 use crate::cluster::records::{Key, decode, encode_id};
 use crate::cluster::store::{ControlError, LeaseId, Revision};
-use crate::rpc::{self, ConnectError, Kind};
+use crate::rpc;
 use crate::volume::NodeId;
 use std::collections::BTreeMap;
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
@@ -92,7 +91,7 @@ pub(super) async fn run(inner: Arc<Inner>, addresses: Addresses) {
                 *inner.holder.lock() = Some(Holder::new(node));
                 tokio::select! {
                     () = gone(&inner, revision) => {}
-                    () = killed(&inner, &addresses, node, &mut refused) => {
+                    () = killed(&addresses, node, &mut refused) => {
                         tracing::info!(%node, "the leader's daemon is gone: its lease ends");
                         if let Err(error) = inner.revoke(lease).await {
                             tracing::debug!(%error, lease, "a lease could not be ended; trying again");
@@ -202,11 +201,8 @@ async fn gone(inner: &Inner, after: Revision) {
 type Refused = BTreeMap<NodeId, u32>;
 
 /// Whether a node's port refused often enough.
-async fn refuses(inner: &Inner, node: NodeId, address: &str, refused: &mut Refused) -> bool {
-    let no = match rpc::connect(address, Kind::Control, &inner.identity, PING).await {
-        Err(ConnectError::Io { error, .. }) => error.kind() == io::ErrorKind::ConnectionRefused,
-        Ok(_) | Err(_) => false,
-    };
+async fn refuses(node: NodeId, address: &str, refused: &mut Refused) -> bool {
+    let no = tokio::time::timeout(PING, rpc::refuses(address)).await.unwrap_or(false);
     let count = refused.entry(node).or_default();
     *count = if no { *count + 1 } else { 0 };
     if *count >= REFUSALS {
@@ -217,10 +213,10 @@ async fn refuses(inner: &Inner, node: NodeId, address: &str, refused: &mut Refus
 }
 
 /// Returns when the leader's daemon is gone.
-async fn killed(inner: &Inner, addresses: &Addresses, node: NodeId, refused: &mut Refused) {
+async fn killed(addresses: &Addresses, node: NodeId, refused: &mut Refused) {
     loop {
         if let Some(address) = addresses().get(&node)
-            && refuses(inner, node, address, refused).await
+            && refuses(node, address, refused).await
         {
             return;
         }
@@ -242,7 +238,7 @@ async fn look_after_nodes(inner: &Inner, addresses: &Addresses) {
                 let count = refused.get(&node).copied().unwrap_or_default();
                 async move {
                     let mut one = Refused::from([(node, count)]);
-                    let gone = refuses(inner, node, &address, &mut one).await;
+                    let gone = refuses(node, &address, &mut one).await;
                     (node, one.remove(&node).unwrap_or_default(), gone)
                 }
             });

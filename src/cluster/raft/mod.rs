@@ -33,10 +33,11 @@ pub use service::ControlStatus;
 
 use super::catalog::{deleted_text, grave_name};
 use super::kv::{Answer, Command};
-use super::records::Key;
+use super::records::{Key, decode};
 use super::store::{ControlError, ControlStore, Event, LeaseId, Outcome, Revision, Row, Transaction};
+use super::trust::{Issuer, issuer_of};
 use crate::rpc::{self, Connection, Identity, Payload, within};
-use crate::volume::{ClusterId, NodeId};
+use crate::volume::{ClusterId, Node, NodeId};
 use async_trait::async_trait;
 use disk::Disk;
 use leader::Leases;
@@ -317,6 +318,25 @@ impl RaftStore {
         }
     }
 
+    /// Deleted nodes, as far as this node's replica knows.
+    #[must_use]
+    pub fn known_deleted(&self) -> BTreeSet<NodeId> {
+        let core = self.inner.core();
+        let rows = core.machine.kv().range("deleted/");
+        let deleted = rows.iter().filter_map(|row| match Key::parse(&row.key)? {
+            Key::Deleted(node) => Some(node),
+            _ => None,
+        });
+        deleted.collect()
+    }
+
+    /// The cluster's authority, as far as this node's replica knows.
+    pub(crate) fn known_issuer(&self, cluster: ClusterId) -> Option<Issuer> {
+        let core = self.inner.core();
+        let kv = core.machine.kv();
+        issuer_of(cluster, &kv.get(&Key::Authority.text())?.value)
+    }
+
     /// Why this node is no member of the cluster any more, if so.
     #[must_use]
     pub fn expelled(&self) -> Option<String> {
@@ -577,6 +597,15 @@ impl Inner {
             self.leases.lock().keep(lease, ttl);
         }
         Ok(ttl.is_some())
+    }
+
+    /// This node's name, as far as it knows.
+    fn own_name(&self) -> String {
+        let key = Key::Node(self.node).text();
+        let core = self.core();
+        let kv = core.machine.kv();
+        let record = kv.get(&key).and_then(|row| decode::<Node>(&key, &row.value));
+        record.map_or_else(|| self.node.to_string(), |node| node.name)
     }
 
     /// Why a node was expelled, as far as this node knows.

@@ -9,7 +9,8 @@ use super::disk::{Disk, blocking};
 use super::network::Peers;
 use super::service::{Incarnation, Standing};
 use super::{Inner, RaftStore};
-use crate::rpc::within;
+use crate::cluster::catalog::deleted_text;
+use crate::rpc::{ConnectError, Refusal, within};
 use crate::volume::NodeId;
 use futures::future::join_all;
 use openraft::AnyError;
@@ -65,16 +66,33 @@ impl Inner {
     /// What the other members say that answer.
     pub(super) async fn ask_all(&self) -> BTreeMap<NodeId, Standing> {
         let members = self.members().into_iter().map(|(node, member)| (node, member.addr));
-        ask(&self.peers, self.node, members.collect()).await
+        let deleted = Standing {
+            incarnation: self.core().incarnation,
+            last: None,
+            expelled: Some(deleted_text(&self.own_name())),
+        };
+        ask(&self.peers, self.node, members.collect(), &deleted).await
     }
 }
 
-async fn ask(peers: &Peers, own: NodeId, members: Vec<(NodeId, String)>) -> BTreeMap<NodeId, Standing> {
+/// `deleted`: what is taken for the answer of a member that does not speak with this node since it was deleted.
+async fn ask(
+    peers: &Peers,
+    own: NodeId,
+    members: Vec<(NodeId, String)>,
+    deleted: &Standing,
+) -> BTreeMap<NodeId, Standing> {
     let others = members.into_iter().filter(|(node, _)| *node != own);
     let asked = others.map(|(node, address)| async move {
         let asking = async {
-            let client = peers.client(&address).await.ok()?;
-            client.standing(within(ASK), own).await.ok()
+            match peers.client(&address).await {
+                Ok(client) => client.standing(within(ASK), own).await.ok(),
+                Err(ConnectError::Refused {
+                    reason: Refusal::Deleted,
+                    ..
+                }) => Some(deleted.clone()),
+                Err(_) => None,
+            }
         };
         let standing = tokio::time::timeout(ASK, asking).await.ok()??;
         Some((node, standing))
@@ -94,7 +112,13 @@ pub(super) async fn give_way_at_start(disk: &Disk, peers: &Peers, own: NodeId) -
         .filter(|(id, _)| *id != own)
         .map(|(_, a)| a.clone())
         .collect();
-    let Ok(answers) = tokio::time::timeout(START, ask(peers, own, members)).await else {
+    // Whether it was deleted is seen later.
+    let deleted = Standing {
+        incarnation: ours,
+        last: None,
+        expelled: None,
+    };
+    let Ok(answers) = tokio::time::timeout(START, ask(peers, own, members, &deleted)).await else {
         return Ok(());
     };
     let latest = answers

@@ -66,7 +66,7 @@ impl Nodes {
         for i in 0..count {
             let id = NodeId::from_bytes([i + 1; 16]);
             let directory = nodes.directory.path().join(i.to_string());
-            let identity = Identity::new(id, (i == 0).then_some(nodes.cluster));
+            let identity = Identity::sample(id, nodes.cluster);
             let member = match apart.filter(|(index, _)| *index == i) {
                 Some((_, apart)) => apart.open(id, directory, identity.clone()).await,
                 None => Self::open(id, directory, "127.0.0.1:0", identity.clone(), None).await,
@@ -137,7 +137,7 @@ impl Nodes {
 
     async fn restart(&mut self, index: usize, (id, directory, _): (NodeId, PathBuf, String)) {
         // At another address: the members learn it.
-        let identity = Identity::new(id, Some(self.cluster));
+        let identity = Identity::sample(id, self.cluster);
         self.members[index] = Some(Self::open(id, directory, "127.0.0.1:0", identity, None).await);
     }
 
@@ -454,7 +454,7 @@ async fn a_truncated_store_is_an_error_that_names_the_file() {
             .unwrap()
             .set_len(length.min(keep))
             .unwrap();
-        let identity = Identity::new(id, Some(nodes.cluster));
+        let identity = Identity::sample(id, nodes.cluster);
         match RaftStore::open(&directory, identity, "127.0.0.1:1", settings()).await {
             // An empty file is a new store: the node must join again.
             Ok(store) => {

@@ -306,7 +306,7 @@ impl Cluster {
         let nodes: Vec<Node> = (0..copies + spare)
             .map(|number| {
                 let id = NodeId::random();
-                let identity = Identity::new(id, Some(cluster));
+                let identity = Identity::sample(id, cluster);
                 let path = directory.path().join(number.to_string());
                 let faults = Arc::new(Faulty {
                     disk: DiskCopies::new(&path).unwrap(),

@@ -1,0 +1,152 @@
+//! `storageos cluster token …`, and where a command gets its token from.
+
+use super::args::{TokenOptions, TokenVerb};
+use super::{for_each, output, print};
+use crate::api::types::{TokenCreate, TokenInfo, TokenMade};
+use crate::api::{ApiError, Client, Code, escape};
+use crate::node::TokenSource;
+use std::io::Read;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// More than a token has.
+const LONGEST: u64 = 4096;
+
+const COLUMNS: [&str; 5] = ["ID", "CREATED", "EXPIRES", "USES", "USED BY"];
+
+pub(super) async fn run(client: &Client, verb: TokenVerb) -> Result<ExitCode, ApiError> {
+    match verb {
+        TokenVerb::Create { ttl, uses } => {
+            let wanted = TokenCreate {
+                ttl_seconds: parse_life(&ttl)?.as_secs(),
+                uses,
+            };
+            let made: TokenMade = client.post("/v1/cluster/tokens", &wanted).await?;
+            print(&format!("{}\n", made.token))?;
+            let nodes = if made.uses == 1 {
+                "one node".to_owned()
+            } else {
+                format!("{} nodes", made.uses)
+            };
+            eprintln!(
+                "token {} lets {nodes} join until {}; keep it secret",
+                made.id, made.expires_at
+            );
+        }
+        TokenVerb::Ls(options) => {
+            let tokens: Vec<TokenInfo> = client.get("/v1/cluster/tokens").await?;
+            if options.quiet {
+                print(&tokens.iter().map(|t| t.id.clone() + "\n").collect::<String>())?;
+            } else {
+                print(&output::list(&options.format, &COLUMNS, &tokens, row)?)?;
+            }
+        }
+        TokenVerb::Rm { ids } => {
+            return for_each(&ids, async |id| {
+                client.delete(&format!("/v1/cluster/tokens/{}", escape(id))).await?;
+                print(&format!("{id}\n"))
+            })
+            .await;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn row(token: &TokenInfo) -> Vec<String> {
+    let used: Vec<&str> = token.used.iter().map(|used| used.node_name.as_str()).collect();
+    vec![
+        token.id.clone(),
+        token.created_at.to_string(),
+        token.expires_at.to_string(),
+        format!("{}/{}", token.used.len(), token.uses),
+        if used.is_empty() {
+            "-".to_owned()
+        } else {
+            used.join(",")
+        },
+    ]
+}
+
+/// Where the daemon finds its token. Standard input is read now.
+pub(super) fn source(options: TokenOptions) -> Result<TokenSource, ApiError> {
+    Ok(match (options.token, options.token_file) {
+        (Some(token), _) => TokenSource::Text(token.0),
+        (None, Some(path)) if path.as_os_str() == "-" => TokenSource::Text(from(Path::new("-"))?),
+        (None, Some(path)) => TokenSource::File(path),
+        (None, None) => TokenSource::None,
+    })
+}
+
+/// The token's text, for a command that needs it now.
+pub(super) fn read(options: TokenOptions) -> Result<Option<String>, ApiError> {
+    match (options.token, options.token_file) {
+        (Some(token), _) => Ok(Some(token.0)),
+        (None, Some(path)) => from(&path).map(Some),
+        (None, None) => Ok(None),
+    }
+}
+
+fn from(path: &Path) -> Result<String, ApiError> {
+    let failed = |error| ApiError::invalid(format!("token file {}: {error}", path.display()));
+    let mut text = String::new();
+    let read = if path.as_os_str() == "-" {
+        std::io::stdin().take(LONGEST).read_to_string(&mut text)
+    } else {
+        let file = std::fs::File::open(path).map_err(failed)?;
+        file.take(LONGEST).read_to_string(&mut text)
+    };
+    read.map_err(failed)?;
+    Ok(text)
+}
+
+/// A time of seconds to years: `90s`, `30m`, `1h`, `7d`.
+pub(super) fn parse_life(text: &str) -> Result<Duration, ApiError> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let unit = match unit {
+        "s" => Some(1),
+        "m" => Some(60),
+        "h" => Some(3600),
+        "d" => Some(86400),
+        _ => None,
+    };
+    let seconds = number
+        .parse::<u64>()
+        .ok()
+        .zip(unit)
+        .and_then(|(n, unit)| n.checked_mul(unit));
+    // Ten years: far from where adding to a date could overflow.
+    let seconds = seconds.filter(|s| (1..=3650 * 86400).contains(s));
+    seconds.map(Duration::from_secs).ok_or_else(|| {
+        ApiError::new(
+            Code::Usage,
+            format!("{text:?} is not a time: expected as 30m, 1h or 7d, ten years at most"),
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lives_are_read_as_people_write_them() {
+        for (text, seconds) in [("90s", 90), ("30m", 1800), ("1h", 3600), ("365d", 365 * 86400)] {
+            assert_eq!(parse_life(text).unwrap(), Duration::from_secs(seconds));
+        }
+        for wrong in [
+            "",
+            "1",
+            "h",
+            "0d",
+            "-1h",
+            "3651d",
+            "1w",
+            "99999999999999999999d",
+            "1h30m",
+        ] {
+            assert_eq!(parse_life(wrong).unwrap_err().code, Code::Usage, "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,291 @@
+//! Who may be at the other end: TLS 1.3 with certificates of the cluster's authority on both sides, and the list of nodes that are locked out.
+//!
+//! The handshake proves that a peer has a certificate of the authority, the hello says which node it is, and [`proves`] that the certificate is
+//! this node's. Invariants: but for a connection of kind enrol, nobody is served without all three; a session is never resumed, so that every
+//! connection is checked anew; the connections of a node are closed when it is locked out.
+
+use super::secure::Cut;
+use crate::trust::{Credentials, name_of, pin};
+use crate::volume::{ClusterId, NodeId};
+use parking_lot::{Mutex, RwLock};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{Resumption, verify_server_cert_signed_by_trust_anchor, verify_server_name};
+use rustls::crypto::ring::cipher_suite::{
+    TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256,
+};
+use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, ring, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
+use rustls::server::{NoServerSessionStorage, ParsedCertificate, WebPkiClientVerifier};
+use rustls::version::TLS13;
+use rustls::{
+    CertificateError, ClientConfig, ClientConnection, DigitallySignedStruct, Error, RootCertStore, ServerConfig,
+    ServerConnection, SignatureScheme,
+};
+use std::collections::BTreeSet;
+use std::sync::{Arc, LazyLock, Weak};
+
+/// What both sides must want to speak (ALPN).
+const PROTOCOL: &[u8] = b"storageos/1";
+/// The name asked for in a handshake; not sent, and not looked at: the hello says who is there.
+const NOBODY: &str = "node.storageos.internal";
+
+/// AES-128 first: the fastest where the processor knows AES, and as good.
+static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
+    Arc::new(CryptoProvider {
+        cipher_suites: vec![
+            TLS13_AES_128_GCM_SHA256,
+            TLS13_AES_256_GCM_SHA384,
+            TLS13_CHACHA20_POLY1305_SHA256,
+        ],
+        ..ring::default_provider()
+    })
+});
+
+/// Why credentials cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the node's key and certificate cannot be used: {0}")]
+pub struct CredentialsError(String);
+
+impl From<Error> for CredentialsError {
+    fn from(error: Error) -> Self {
+        Self(error.to_string())
+    }
+}
+
+/// Whether a certificate, of the right authority as the handshake has shown, is a node's.
+pub(super) fn proves(certificate: &CertificateDer<'_>, node: NodeId, cluster: ClusterId) -> bool {
+    let (Ok(parsed), Ok(name)) = (
+        ParsedCertificate::try_from(certificate),
+        ServerName::try_from(name_of(node, cluster)),
+    ) else {
+        return false;
+    };
+    verify_server_name(&parsed, &name).is_ok()
+}
+
+/// Which authority the called must have its certificate of.
+#[derive(Debug)]
+enum Root {
+    /// This one.
+    Known(RootCertStore),
+    /// The one with this hash, which the called shows.
+    Pinned([u8; 32]),
+}
+
+/// Checks the certificate of whoever is called; for which node it is, the hello tells.
+#[derive(Debug)]
+struct Called {
+    root: Root,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl Called {
+    fn new(root: Root) -> Arc<Self> {
+        let algorithms = PROVIDER.signature_verification_algorithms;
+        Arc::new(Self { root, algorithms })
+    }
+}
+
+impl ServerCertVerifier for Called {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let mut pinned = RootCertStore::empty();
+        let roots = match &self.root {
+            Root::Known(roots) => roots,
+            Root::Pinned(hash) => {
+                let shown = intermediates.iter().find(|certificate| pin(certificate) == *hash);
+                let shown = shown.ok_or(CertificateError::UnknownIssuer)?;
+                pinned.add(shown.clone())?;
+                &pinned
+            }
+        };
+        let certificate = ParsedCertificate::try_from(end_entity)?;
+        verify_server_cert_signed_by_trust_anchor(&certificate, roots, intermediates, now, self.algorithms.all)?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(Error::General("only TLS 1.3 is spoken".to_owned()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, certificate, signed, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+fn nobody() -> Result<ServerName<'static>, Error> {
+    ServerName::try_from(NOBODY).map_err(|error| Error::General(error.to_string()))
+}
+
+/// A connection to whoever has a certificate of the authority with this hash; ours is not shown.
+pub(super) fn call_pinned(hash: [u8; 32]) -> Result<rustls::Connection, Error> {
+    let config = ClientConfig::builder_with_provider(PROVIDER.clone())
+        .with_protocol_versions(&[&TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(Called::new(Root::Pinned(hash)))
+        .with_no_client_auth();
+    Ok(ClientConnection::new(Arc::new(plain(config)), nobody()?)?.into())
+}
+
+/// What is the same for all of our calls.
+fn plain(mut config: ClientConfig) -> ClientConfig {
+    config.alpn_protocols = vec![PROTOCOL.to_vec()];
+    config.resumption = Resumption::disabled();
+    config.enable_sni = false;
+    config
+}
+
+/// What a node with a certificate calls and answers with.
+pub(super) struct Keys {
+    pub(super) cluster: ClusterId,
+    pub(super) credentials: Credentials,
+    client: Arc<ClientConfig>,
+    server: Arc<ServerConfig>,
+}
+
+impl Keys {
+    fn new(credentials: &Credentials) -> Result<Self, CredentialsError> {
+        let certificate = CertificateDer::from(credentials.certificate().to_vec());
+        let authority = CertificateDer::from(credentials.authority().to_vec());
+        if !proves(&certificate, credentials.node, credentials.cluster) {
+            return Err(CredentialsError("the certificate is not this node's".to_owned()));
+        }
+        let mut roots = RootCertStore::empty();
+        roots.add(authority.clone())?;
+        // The authority's goes along for those that only have its hash.
+        let chain = vec![certificate, authority];
+        let key = || PrivatePkcs8KeyDer::from(credentials.key().to_vec()).into();
+        let client = ClientConfig::builder_with_provider(PROVIDER.clone())
+            .with_protocol_versions(&[&TLS13])?
+            .dangerous()
+            .with_custom_certificate_verifier(Called::new(Root::Known(roots.clone())))
+            .with_client_auth_cert(chain.clone(), key())?;
+        // A node that is joining has none; what it may do is decided by its hello.
+        let callers = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), PROVIDER.clone())
+            .allow_unauthenticated()
+            .build()
+            .map_err(|error| CredentialsError(error.to_string()))?;
+        let mut server = ServerConfig::builder_with_provider(PROVIDER.clone())
+            .with_protocol_versions(&[&TLS13])?
+            .with_client_cert_verifier(callers)
+            .with_single_cert(chain, key())?;
+        server.alpn_protocols = vec![PROTOCOL.to_vec()];
+        server.session_storage = Arc::new(NoServerSessionStorage {});
+        server.send_tls13_tickets = 0;
+        Ok(Self {
+            cluster: credentials.cluster,
+            credentials: credentials.clone(),
+            client: Arc::new(plain(client)),
+            server: Arc::new(server),
+        })
+    }
+
+    pub(super) fn call(&self) -> Result<rustls::Connection, Error> {
+        Ok(ClientConnection::new(self.client.clone(), nobody()?)?.into())
+    }
+
+    pub(super) fn answer(&self) -> Result<rustls::Connection, Error> {
+        Ok(ServerConnection::new(self.server.clone())?.into())
+    }
+}
+
+/// What a node has to prove itself and to check others; shared by the clones of an identity.
+#[derive(Default)]
+pub(super) struct Locks {
+    keys: RwLock<Option<Arc<Keys>>>,
+    locked_out: RwLock<BTreeSet<NodeId>>,
+    /// Connections whose peer is known.
+    open: Mutex<Vec<Weak<Cut>>>,
+}
+
+impl Locks {
+    /// The present ones, if there are any.
+    pub(super) fn keys(&self) -> Option<Arc<Keys>> {
+        self.keys.read().clone()
+    }
+
+    /// Connections made from now on use these.
+    pub(super) fn set(&self, node: NodeId, credentials: &Credentials) -> Result<(), CredentialsError> {
+        if credentials.node != node {
+            return Err(CredentialsError(format!("they are those of node {}", credentials.node)));
+        }
+        let keys = Keys::new(credentials)?;
+        *self.keys.write() = Some(Arc::new(keys));
+        Ok(())
+    }
+
+    /// Lets nobody but the others in, and closes the connections of these.
+    pub(super) fn lock_out(&self, nodes: &BTreeSet<NodeId>) {
+        if *self.locked_out.read() == *nodes {
+            return;
+        }
+        self.locked_out.write().clone_from(nodes);
+        for cut in self.open.lock().iter().filter_map(Weak::upgrade) {
+            if cut.peer().is_some_and(|peer| nodes.contains(&peer)) {
+                cut.cut();
+            }
+        }
+    }
+
+    /// Notes whose a connection is; false: this node is locked out.
+    pub(super) fn admit(&self, cut: &Arc<Cut>, peer: NodeId) -> bool {
+        cut.set_peer(peer);
+        let mut open = self.open.lock();
+        if open.len() == open.capacity() {
+            open.retain(|cut| cut.strong_count() > 0);
+        }
+        open.push(Arc::downgrade(cut));
+        drop(open);
+        // After it can be found, so that one that is locked out at this moment is seen by one of the two.
+        !self.locked_out.read().contains(&peer)
+    }
+}
+
+/// Credentials of an authority that this process has for each cluster.
+#[cfg(test)]
+pub(crate) fn sample(node: NodeId, cluster: ClusterId) -> Credentials {
+    let year = std::time::Duration::from_secs(365 * 86400);
+    sample_of(node, cluster, jiff::Timestamp::now(), year)
+}
+
+/// The same, as issued at a time for a time.
+#[cfg(test)]
+pub(crate) fn sample_of(
+    node: NodeId,
+    cluster: ClusterId,
+    at: jiff::Timestamp,
+    life: std::time::Duration,
+) -> Credentials {
+    use crate::trust::{Authority, Key};
+    static AUTHORITIES: Mutex<std::collections::BTreeMap<ClusterId, Authority>> =
+        Mutex::new(std::collections::BTreeMap::new());
+    let long_ago = jiff::Timestamp::now() - jiff::SignedDuration::from_hours(1000);
+    let authority = AUTHORITIES
+        .lock()
+        .entry(cluster)
+        .or_insert_with(|| Authority::new(cluster, long_ago).unwrap())
+        .clone();
+    let key = Key::generate().unwrap();
+    let issued = authority.issue(node, key.public(), life, 0, at).unwrap();
+    Credentials::new(node, cluster, &key, issued, authority.certificate().to_vec())
+}
