@@ -14,4 +14,4 @@ pub use client::{Client, escape};
 pub use error::{ApiError, Code};
 pub use operations::Operations;
 pub use server::serve;
-pub use socket::{DEFAULT_SOCKET, SOCKET_IN_DATA_DIR, SocketError, bind};
+pub use socket::{DEFAULT_SOCKET, SOCKET_IN_DATA_DIR, SocketError, bind, group_id};

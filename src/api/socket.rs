@@ -1,4 +1,4 @@
-//! The Unix socket of the API: only root may use it, and a socket file left by a dead daemon is replaced, one of a
+//! The Unix socket of the API: only root may use it, or a group that an operator names, and a socket file left by a dead daemon is replaced, one of a
 //! living daemon never.
 
 use std::io;
@@ -30,13 +30,28 @@ pub enum SocketError {
     },
 }
 
-/// Listens on `path` with mode 0600, making its directory if needed.
+/// The id of a group, as /etc/group says.
+///
+/// # Errors
+/// The file cannot be read; there is no such group.
+pub fn group_id(name: &str) -> io::Result<u32> {
+    let groups = std::fs::read_to_string("/etc/group")?;
+    let found = groups.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        (fields.next() == Some(name))
+            .then(|| fields.nth(1)?.parse().ok())
+            .flatten()
+    });
+    found.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("there is no group {name}")))
+}
+
+/// Listens on `path` with mode 0600, or 0660 for a group, making its directory if needed.
 ///
 /// The socket gets its final name only when its mode is set, so nobody else can connect in between.
 ///
 /// # Errors
 /// See [`SocketError`].
-pub fn bind(path: &Path) -> Result<UnixListener, SocketError> {
+pub fn bind(path: &Path, group: Option<u32>) -> Result<UnixListener, SocketError> {
     let failed = |source| SocketError::Io {
         path: path.to_owned(),
         source,
@@ -62,7 +77,9 @@ pub fn bind(path: &Path) -> Result<UnixListener, SocketError> {
         _ => {}
     }
     let listener = UnixListener::bind(&fresh).map_err(failed)?;
-    std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o600))
+    let mode = if group.is_some() { 0o660 } else { 0o600 };
+    std::os::unix::fs::chown(&fresh, None, group)
+        .and_then(|()| std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(mode)))
         .and_then(|()| std::fs::rename(&fresh, path))
         .map_err(|source| {
             // The error that matters is the first one.

@@ -460,6 +460,9 @@ pub(super) struct RunOptions {
         value_parser = docker_socket
     )]
     pub(super) docker: Option<PathBuf>,
+    /// A group whose members may use the API, besides root: they can do everything with the cluster
+    #[arg(long, value_name = "GROUP")]
+    pub(super) socket_group: Option<String>,
     /// Where the cluster's state is kept: embedded (Raft among the nodes), or etcd://HOST:PORT,…/PREFIX (etcd 3.4 or newer; several endpoints and
     /// the prefix may be left out), the same on every node
     #[arg(long, value_name = "STORE", default_value = "embedded", value_parser = control_store)]

@@ -4,7 +4,7 @@ use super::args::{HoldOptions, RunOptions};
 use super::mount::parse_time;
 use super::token;
 use super::volume::labels;
-use crate::api::{ApiError, Code, DEFAULT_SOCKET, SOCKET_IN_DATA_DIR};
+use crate::api::{ApiError, Code, DEFAULT_SOCKET, SOCKET_IN_DATA_DIR, group_id};
 use crate::cluster::Timing;
 use crate::docker::DoorError;
 use crate::fdstore::{self, FdStoreConfig};
@@ -116,6 +116,10 @@ fn config(options: RunOptions) -> Result<NodeConfig, ApiError> {
             None => Start::Wait,
         }
     };
+    let group = options
+        .socket_group
+        .as_deref()
+        .map(|name| group_id(name).map_err(|error| ApiError::invalid(format!("--socket-group {name}: {error}"))));
     let mut control = options.control;
     if let ControlConfig::Embedded(raft) = &mut control {
         raft.voter_grace = parse_time(&options.voter_grace)?;
@@ -143,6 +147,7 @@ fn config(options: RunOptions) -> Result<NodeConfig, ApiError> {
         labels: labels(&options.label)?,
         sockets,
         docker: options.docker,
+        socket_group: group.transpose()?,
         control,
         start,
         token: token::source(options.token)?,

@@ -79,7 +79,7 @@ impl Door {
         let ledger = Ledger::open(&absolute(&settings.data_directory), Box::new(machine))?;
         Ok(Self {
             socket: settings.socket.clone(),
-            listener: api::bind(&settings.socket)?,
+            listener: api::bind(&settings.socket, None)?,
             ledger: Arc::new(ledger),
         })
     }

@@ -525,7 +525,7 @@ impl Daemon {
     fn open_doors(&self) -> Result<(), StartError> {
         let shared = &self.shared;
         for socket in &shared.config.sockets {
-            let bound = api::bind(&socket.path).and_then(|listener| {
+            let bound = api::bind(&socket.path, shared.config.socket_group).and_then(|listener| {
                 let mounts = super::backend::listen(&shared.handoff, &socket.path)?;
                 Ok((listener, mounts))
             });

@@ -1,7 +1,8 @@
 //! The daemon's data directory: who the node is, and that one daemon at a time uses it.
 //!
 //! `lock` is held (flock) for the daemon's life; the kernel gives it back however the daemon ends. `node.json` is written at the
-//! first start and when the node becomes a member of a cluster, atomically. `control/` and `volumes/` belong to the control plane and to replication.
+//! first start and when the node becomes a member of a cluster, atomically. `control/` and `volumes/` belong to the control plane and to replication; only
+//! their owner may look into them. `tls/` is [`crate::trust::Credentials`]'s.
 
 use crate::volume::{ClusterId, NodeId};
 use parking_lot::Mutex;
@@ -9,6 +10,7 @@ use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 /// Version of the directory's layout.
@@ -138,7 +140,10 @@ impl DataDir {
         };
         for part in ["control", "volumes"] {
             let part = path.join(part);
-            fs::create_dir_all(&part).map_err(io_error(&part))?;
+            // The authority's key is among the records, and the copies are the users' data.
+            fs::create_dir_all(&part)
+                .and_then(|()| fs::set_permissions(&part, fs::Permissions::from_mode(0o700)))
+                .map_err(io_error(&part))?;
         }
         Ok(Self {
             path,

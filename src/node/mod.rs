@@ -93,6 +93,8 @@ pub struct NodeConfig {
     pub sockets: Vec<ApiSocket>,
     /// Where Docker finds this node's volume driver; `None`: it does not. Needs one of `sockets` that is not optional.
     pub docker: Option<PathBuf>,
+    /// The group that may use the API, besides root.
+    pub socket_group: Option<u32>,
     /// Where the cluster's state is kept.
     pub control: ControlConfig,
     /// What to do when in no cluster.
@@ -129,6 +131,7 @@ impl NodeConfig {
             labels: BTreeMap::new(),
             sockets: vec![socket],
             docker: None,
+            socket_group: None,
             control: ControlConfig::default(),
             start: Start::default(),
             token: TokenSource::default(),

@@ -8,6 +8,7 @@ use crate::volume::NodeId;
 use futures::task::AtomicWaker;
 use std::future::poll_fn;
 use std::io::{self, BufRead, ErrorKind, IoSlice, Write};
+use std::ops::RangeInclusive;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -17,6 +18,8 @@ use tokio::net::TcpStream;
 
 /// Bytes of a record's header: type, version, length.
 const HEADER: usize = 5;
+/// Types of records.
+const TYPES: RangeInclusive<u8> = 20..=24;
 /// The longest record.
 const RECORD: usize = HEADER + (16 << 10) + 256;
 /// Read from the socket at once, after the handshake.
@@ -135,8 +138,11 @@ impl Secure {
         let Some(header) = waiting.first_chunk::<HEADER>() else {
             return Ok(false);
         };
-        // One with too long a length is TLS's to refuse, by its beginning.
-        let length = (HEADER + usize::from(u16::from_be_bytes([header[3], header[4]]))).min(RECORD);
+        let mut length = HEADER + usize::from(u16::from_be_bytes([header[3], header[4]]));
+        if !TYPES.contains(&header[0]) || header[1] != 3 || length > RECORD {
+            // Not a record: TLS's to refuse, by its beginning.
+            length = waiting.len();
+        }
         let Some(mut record) = waiting.get(..length) else {
             return Ok(false);
         };

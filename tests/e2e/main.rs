@@ -20,6 +20,7 @@ mod faults;
 mod harness;
 mod integrity;
 mod kills;
+mod locks;
 mod losses;
 mod netns;
 mod nodes;

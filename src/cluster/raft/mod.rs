@@ -292,7 +292,10 @@ impl RaftStore {
 
     /// Serves one connection of kind Control.
     pub async fn serve(&self, connection: Connection) {
-        let server = Server { store: self.clone() };
+        let server = Server {
+            store: self.clone(),
+            peer: connection.node,
+        };
         rpc::serve(connection, server.serve(), MAX_REQUESTS).await;
     }
 
@@ -774,6 +777,8 @@ impl RaftStore {
 #[derive(Clone)]
 struct Server {
     store: RaftStore,
+    /// Who asks, as its certificate proves.
+    peer: NodeId,
 }
 
 impl Server {
@@ -796,6 +801,17 @@ impl Server {
             "node {own} is of the control plane after recovery {}, not {}",
             ours.number, of.number
         ))
+    }
+
+    /// What a node says of itself must come from it.
+    fn speaks_for(&self, node: NodeId) -> Result<(), Refusal> {
+        if node == self.peer {
+            return Ok(());
+        }
+        Err(Refusal::Failed(format!(
+            "node {} does not speak for node {node}",
+            self.peer
+        )))
     }
 
     /// [`Self::check`] for a leader's message: it has been heard as soon as it is here, however long Raft works on it.
@@ -873,6 +889,7 @@ impl Control for Server {
     }
 
     async fn join(self, _: Context, node: NodeId, address: String) -> Result<ClusterId, Refusal> {
+        self.speaks_for(node)?;
         let inner = &self.store.inner;
         let cluster = inner
             .identity
@@ -882,6 +899,7 @@ impl Control for Server {
     }
 
     async fn retire(self, _: Context, node: NodeId) -> Result<(), Refusal> {
+        self.speaks_for(node)?;
         self.store.inner.retire(node).await
     }
 
