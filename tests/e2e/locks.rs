@@ -540,6 +540,55 @@ fn rotate_certificates_reaches_every_node_also_one_that_is_away() {
 }
 
 #[test]
+fn a_node_that_lost_its_certificate_makes_a_new_one_and_one_that_knows_no_authority_says_so() {
+    let mut cluster = Cluster::start(3);
+    let node = &mut cluster.nodes[2];
+    let before = credentials(&node.directory);
+    node.kill();
+    fs::remove_dir_all(node.directory.join("tls")).unwrap();
+    // The harness would take it for a node that joins.
+    node.join = None;
+    node.start();
+    let after = credentials(&node.directory);
+    assert_eq!((after.node, after.cluster), (before.node, before.cluster));
+    assert_ne!(after.certificate(), before.certificate());
+    assert_eq!(cluster.nodes[2].cli(&["cluster", "connectivity", "-q"]).ok(), "");
+    // Of another node: named, and nothing is overwritten.
+    cluster.nodes[2].kill();
+    fs::copy(
+        cluster.nodes[0].directory.join("tls/node.pem"),
+        cluster.nodes[2].directory.join("tls/node.pem"),
+    )
+    .unwrap();
+    let error = refused_start(&mut cluster.nodes[2]);
+    assert!(
+        error.contains("tls/node.pem") && error.contains("those of node"),
+        "{error}"
+    );
+    // As a data directory of before there were certificates.
+    for part in ["tls", "control"] {
+        fs::remove_dir_all(cluster.nodes[2].directory.join(part)).unwrap();
+    }
+    let error = refused_start(&mut cluster.nodes[2]);
+    assert!(
+        error.contains("has no certificate") && error.contains("new data directory"),
+        "{error}"
+    );
+}
+
+/// What a daemon says that does not start.
+fn refused_start(node: &mut crate::harness::Node) -> String {
+    let known = node.whole_log().len();
+    node.spawn();
+    let error = eventually("the daemon ends with an error", || {
+        let log = node.whole_log().split_off(known);
+        log.contains("storageos: error").then_some(log)
+    });
+    node.kill();
+    error
+}
+
+#[test]
 fn garbage_and_silence_at_the_port_hold_nobody_up() {
     let mut cluster = Cluster::start(3);
     cluster.create("data", 2);
