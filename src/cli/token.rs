@@ -1,6 +1,6 @@
 //! `storageos cluster token …`, and where a command gets its token from.
 
-use super::args::{TokenOptions, TokenVerb};
+use super::args::{Secret, TokenOptions, TokenVerb};
 use super::{for_each, output, print};
 use crate::api::types::{TokenCreate, TokenInfo, TokenMade};
 use crate::api::{ApiError, Client, Code, escape};
@@ -68,10 +68,15 @@ fn row(token: &TokenInfo) -> Vec<String> {
     ]
 }
 
+/// An empty variable of the environment is none.
+fn given(token: Option<Secret>) -> Option<String> {
+    token.map(|token| token.0).filter(|token| !token.is_empty())
+}
+
 /// Where the daemon finds its token. Standard input is read now.
 pub(super) fn source(options: TokenOptions) -> Result<TokenSource, ApiError> {
-    Ok(match (options.token, options.token_file) {
-        (Some(token), _) => TokenSource::Text(token.0),
+    Ok(match (given(options.token), options.token_file) {
+        (Some(token), _) => TokenSource::Text(token),
         (None, Some(path)) if path.as_os_str() == "-" => TokenSource::Text(from(Path::new("-"))?),
         (None, Some(path)) => TokenSource::File(path),
         (None, None) => TokenSource::None,
@@ -80,8 +85,8 @@ pub(super) fn source(options: TokenOptions) -> Result<TokenSource, ApiError> {
 
 /// The token's text, for a command that needs it now.
 pub(super) fn read(options: TokenOptions) -> Result<Option<String>, ApiError> {
-    match (options.token, options.token_file) {
-        (Some(token), _) => Ok(Some(token.0)),
+    match (given(options.token), options.token_file) {
+        (Some(token), _) => Ok(Some(token)),
         (None, Some(path)) => from(&path).map(Some),
         (None, None) => Ok(None),
     }

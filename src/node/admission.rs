@@ -6,8 +6,8 @@
 //! tests the memory), whoever reads the records can read the authority's key: such a node needs no token and certifies itself.
 //!
 //! # Keeping it
-//! Every member can read the authority's key, so it renews its own certificate, long before it expires, from the records; open connections go on. One that was
-//! away until it expired renews it from its own replica of the records at its start.
+//! Every member can read the authority's key, so it renews its own certificate, long before it expires, from its own replica of the records, or from etcd; open
+//! connections go on. One that was away until it expired does the same at its start. So no member needs another one to prove itself to it.
 //!
 //! # Losing it
 //! The nodes that were deleted are in the records; the daemon tells its connections' side, which closes theirs and takes none from them. At the start
@@ -33,6 +33,8 @@ use std::time::Duration;
 /// Time for a member to be reached, and for its answer: it asks the control plane.
 const REACH: Duration = Duration::from_secs(5);
 const ENROL: Duration = Duration::from_secs(20);
+/// How long a node that is not let in waits for the answer.
+const DENIED: Duration = Duration::from_secs(1);
 /// Between two looks at the clock: it may be set.
 const LOOK: Duration = Duration::from_secs(3600);
 /// Pause after a certificate could not be renewed; doubles up to the second.
@@ -162,6 +164,21 @@ impl Shared {
         self.keep(&credentials)
     }
 
+    /// A new certificate for a member: by its own replica of the records, so that it needs nobody, or else by the records elsewhere.
+    async fn renew(&self, control: &Control) -> Result<(), ApiError> {
+        let issuer = self
+            .identity
+            .cluster()
+            .and_then(|cluster| self.plane().known_issuer(cluster));
+        match issuer {
+            Some(issuer) => {
+                let made = issuer.certify(self.node);
+                self.keep(&made.map_err(|error| ApiError::internal(error.to_string()))?)
+            }
+            None => self.certify(&control.catalog).await,
+        }
+    }
+
     /// The token given at the start.
     pub(super) fn token_at_start(&self) -> Result<Option<Token>, ApiError> {
         self.config.token.read()
@@ -241,6 +258,8 @@ impl Shared {
             let answer = self.admitted(&request).await;
             if let Err(error) = &answer {
                 tracing::warn!(%address, %error, "a node was not let into the cluster");
+                // Bounds how often strangers have the control plane asked, and the log written.
+                tokio::time::sleep(DENIED).await;
             }
             postcard::to_allocvec(&answer.map_err(Refused::from)).unwrap_or_default()
         });
@@ -288,7 +307,7 @@ impl Shared {
                 Duration::try_from(left).unwrap_or_default()
             });
             let wait = if wait.is_zero() {
-                match self.certify(&control.catalog).await {
+                match self.renew(&control).await {
                     Ok(()) => {
                         pause = RETRY;
                         continue;

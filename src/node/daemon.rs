@@ -204,6 +204,11 @@ impl Shared {
         self.joined.read().clone().ok_or_else(|| self.not_joined())
     }
 
+    /// The node's part of the control plane.
+    pub(super) fn plane(&self) -> &Plane {
+        &self.plane
+    }
+
     /// Where the node keeps everything.
     pub(super) fn data_path(&self) -> &std::path::Path {
         self.data.path()

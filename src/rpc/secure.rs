@@ -1,14 +1,13 @@
 //! A TCP connection with TLS over it, as a stream of bytes.
 //!
 //! Everything happens in the thread that polls: who writes a small message also encrypts it and sends it, in one system call, so the calling
-//! thread's short way ([`super::Driver`]) stays short. What is read comes in large reads; TLS is given whole records of it. Invariants: what was accepted for
+//! thread's short way ([`super::Driver`]) stays short. What is read comes in large reads. Invariants: what was accepted for
 //! writing and not sent yet is at most [`UNSENT`], and is sent before more is accepted; a connection that was cut ([`Cut`]) reads and writes no more.
 
 use crate::volume::NodeId;
 use futures::task::AtomicWaker;
 use std::future::poll_fn;
 use std::io::{self, BufRead, ErrorKind, IoSlice, Write};
-use std::ops::RangeInclusive;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -16,13 +15,9 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-/// Bytes of a record's header: type, version, length.
-const HEADER: usize = 5;
-/// Types of records.
-const TYPES: RangeInclusive<u8> = 20..=24;
-/// The longest record.
-const RECORD: usize = HEADER + (16 << 10) + 256;
-/// Read from the socket at once, after the handshake.
+/// Read from the socket at once during the handshake, whose messages are short.
+const SHORT_READ: usize = 4 << 10;
+/// The same afterwards.
 const READ: usize = 128 << 10;
 /// Accepted for writing at once.
 const UNSENT: usize = 256 << 10;
@@ -81,7 +76,7 @@ impl Secure {
         let mut secure = Self {
             tcp,
             tls,
-            input: vec![0; RECORD],
+            input: vec![0; SHORT_READ],
             start: 0,
             end: 0,
             cut: Arc::default(),
@@ -97,6 +92,12 @@ impl Secure {
 
     pub(super) fn cut(&self) -> &Arc<Cut> {
         &self.cut
+    }
+
+    /// As it happens by itself after many records.
+    #[cfg(test)]
+    pub(super) fn change_keys(&mut self) {
+        self.tls.refresh_traffic_keys().unwrap();
     }
 
     /// The connection on a socket that was moved elsewhere; from now on it may take more memory.
@@ -132,44 +133,34 @@ impl Secure {
         }
     }
 
-    /// Gives TLS the next whole record; false: there is none yet.
+    /// Gives TLS what it takes of what was read; false: there is nothing. Its buffer grows in small steps from nothing and stays large while a part of the
+    /// next record is in it, so it is not given whole records but as much as fits.
     fn feed(&mut self) -> io::Result<bool> {
-        let waiting = &self.input[self.start..self.end];
-        let Some(header) = waiting.first_chunk::<HEADER>() else {
+        let mut waiting = &self.input[self.start..self.end];
+        if waiting.is_empty() {
             return Ok(false);
-        };
-        let mut length = HEADER + usize::from(u16::from_be_bytes([header[3], header[4]]));
-        if !TYPES.contains(&header[0]) || header[1] != 3 || length > RECORD {
-            // Not a record: TLS's to refuse, by its beginning.
-            length = waiting.len();
         }
-        let Some(mut record) = waiting.get(..length) else {
-            return Ok(false);
-        };
-        self.start += length;
-        while !record.is_empty() {
-            if self.tls.read_tls(&mut record)? == 0 {
-                break;
-            }
+        let taken = self.tls.read_tls(&mut waiting)?;
+        if taken == 0 {
+            return Err(io::Error::new(ErrorKind::InvalidData, "bytes after the end"));
         }
+        self.start += taken;
         self.tls
             .process_new_packets()
             .map_err(|error| io::Error::new(ErrorKind::InvalidData, error))?;
         Ok(true)
     }
 
-    /// Reads from the socket, when all whole records are used up; 0: it has ended.
+    /// Reads from the socket, when all that was read is used up; 0: it has ended.
     fn poll_fill(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        self.input.copy_within(self.start..self.end, 0);
-        (self.start, self.end) = (0, self.end - self.start);
-        let mut buffer = ReadBuf::new(&mut self.input[self.end..]);
+        let mut buffer = ReadBuf::new(&mut self.input);
         if Pin::new(&mut self.tcp).poll_read(context, &mut buffer)?.is_pending() {
             self.cut.reader.register(context.waker());
             self.cut.check()?;
             return Poll::Pending;
         }
         let read = buffer.filled().len();
-        self.end += read;
+        (self.start, self.end) = (0, read);
         Poll::Ready(Ok(read))
     }
 

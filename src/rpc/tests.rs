@@ -620,6 +620,31 @@ async fn garbage_oversize_lengths_half_frames_and_silence_close_only_their_conne
 }
 
 #[tokio::test]
+async fn keys_change_within_a_connection() {
+    let (a, b) = identities();
+    let server = echo_server(a, EchoServer::default()).await;
+    let credentials = b.credentials().unwrap();
+    let mut socket = handshake(&server, Some(&credentials), &credentials).await.unwrap();
+    greet(&mut socket, hello(&b, Kind::Data)).await.unwrap();
+    for id in 0..5 {
+        socket.change_keys();
+        let message = EchoRequest::Number { n: id };
+        let context = within(LONG);
+        let request = ClientMessage::Request(Request { context, id, message });
+        socket.write_all(&frame::bytes_of(request).unwrap()).await.unwrap();
+        socket.flush().await.unwrap();
+        let mut prefix = [0; 12];
+        timeout(LONG, socket.read_exact(&mut prefix)).await.unwrap().unwrap();
+        let mut head = vec![0; u32::from_le_bytes(prefix[..4].try_into().unwrap()) as usize];
+        socket.read_exact(&mut head).await.unwrap();
+        let frame = [&prefix[..], &head].concat();
+        let answer: Response<EchoResponse> = frame::decode(&frame, Bytes::new()).unwrap();
+        assert!(matches!(answer.message, Ok(EchoResponse::Number(n)) if n == id));
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn a_slow_reader_gets_every_byte_in_order() {
     let (a, b) = identities();
     let server = echo_server(a, EchoServer::default()).await;
