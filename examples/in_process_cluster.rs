@@ -125,7 +125,11 @@ fn text(number: u32) -> String {
 
 async fn write(fs: &Arc<FileSystem>, numbers: std::ops::Range<u32>) -> Result<()> {
     blocking(fs, move |fs| {
-        let owner = Caller { uid: 0, gid: 0 };
+        let owner = Caller {
+            uid: 0,
+            gid: 0,
+            umask: 0o022,
+        };
         for number in numbers {
             let file = fs.create(&owner, ROOT, format!("file-{number}").as_bytes(), 0o644)?;
             fs.write(file.ino, 0, text(number).as_bytes(), false)?;
