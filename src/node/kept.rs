@@ -9,7 +9,7 @@ use super::mounts::{Mount, Mounts, Slot, Wanted};
 use crate::api::{ApiError, Code};
 use crate::fdstore::Held;
 use crate::fs::Memory;
-use crate::fuse::{Handoff, LiveMount, MountHandle, MountRequest};
+use crate::fuse::{Handoff, LiveMount, MountHandle, MountRequest, detach_dead_mounts};
 use crate::volume::{MountClaim, Volume, VolumeId, VolumeRef};
 use jiff::Timestamp;
 use rustix::fs::{MemfdFlags, memfd_create};
@@ -28,7 +28,7 @@ const NOTE_MAX: u64 = 64 << 10;
 /// How long one attempt to find the volume may take.
 const FIND: Duration = Duration::from_secs(30);
 /// Pause between attempts.
-const RETRY: Duration = Duration::from_millis(200);
+const RETRY: Duration = Duration::from_millis(500);
 /// Attempts to open a file system that cannot be opened for a reason of its own.
 const ATTEMPTS: u32 = 5;
 /// How long making everything durable may take before the daemon leaves its mounts to the next one.
@@ -188,9 +188,9 @@ impl Mounts {
 
     async fn go_on_with(self: &Arc<Self>, kept: Kept, handoff: &Handoff) {
         let (volume, title) = (kept.note.volume, kept.note.name.clone());
-        let mut failures = 0;
+        let (mut failures, mut claimed) = (0, None);
         let why = loop {
-            match self.open_again(&kept).await {
+            match self.open_again(&kept, &mut claimed).await {
                 Ok(mount) => return self.serve_again(mount, kept, handoff).await,
                 Err(Failure::Over(why)) => break why,
                 Err(Failure::Later(error)) => {
@@ -209,7 +209,7 @@ impl Mounts {
             volume = %title, mountpoint = %kept.note.mountpoint.display(), why,
             "the mount of this node's last daemon is over, its programs get errors from now on"
         );
-        let held_as = kept.held_as.clone();
+        let (held_as, mountpoint) = (kept.held_as.clone(), kept.note.mountpoint.clone());
         // Nobody holds it any more, so the kernel ends it.
         drop(kept);
         let mounts = self.clone();
@@ -219,28 +219,35 @@ impl Mounts {
             }
         };
         let _ = tokio::task::spawn_blocking(let_go).await;
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || detach_dead_mounts(&[mountpoint])).await {
+            tracing::warn!(volume = %title, %error, "the mount table cannot be read");
+        }
         self.slots.lock().remove(&volume);
         self.clean_up().await;
     }
 
-    async fn open_again(self: &Arc<Self>, kept: &Kept) -> Result<Arc<Mount>, Failure> {
+    /// `claim`: of an attempt before this one that sent nothing to the volume.
+    async fn open_again(self: &Arc<Self>, kept: &Kept, claim: &mut Option<u64>) -> Result<Arc<Mount>, Failure> {
         let note = &kept.note;
-        let record = self.control.volume(note.volume).await?;
         let is_ours = |record: &Volume| note.is_of(record.mount.as_ref(), self);
-        if !record.is_some_and(|record| is_ours(&record)) {
-            return Err(Failure::Over("its claim was given up meanwhile".into()));
+        let record = self.control.volume(note.volume).await?.filter(is_ours);
+        let mut claimed = record.ok_or_else(|| Failure::Over("its claim was given up meanwhile".into()))?;
+        if *claim != Some(claimed.mounts) {
+            claimed = self
+                .control
+                .change_volume(note.volume, |now| match now.mount.clone() {
+                    Some(claim) if is_ours(now) => {
+                        now.claim(claim);
+                        Ok(())
+                    }
+                    _ => Err(ApiError::conflict("its claim was given up meanwhile")),
+                })
+                .await?;
+            *claim = Some(claimed.mounts);
         }
-        let claimed = self
-            .control
-            .change_volume(note.volume, |now| match now.mount.clone() {
-                Some(claim) if is_ours(now) => {
-                    now.claim(claim);
-                    Ok(())
-                }
-                _ => Err(ApiError::conflict("its claim was given up meanwhile")),
-            })
-            .await?;
         let backend = self.route.find(note.volume, claimed.mounts, FIND).await?;
+        // From here on calls may be on their way to the volume: another attempt shuts them out by a claim of its own.
+        *claim = None;
         let clone = |error: io::Error| ApiError::unavailable(format!("no descriptor: {error}"));
         let (live, memory) = (
             kept.live.try_clone().map_err(clone)?,
