@@ -1,5 +1,6 @@
 //! Real FUSE mounts of a file system on a device in memory. They need root and `/dev/fuse`, and fail without.
 
+mod errors;
 mod handoff;
 mod posix;
 mod requests;
@@ -16,6 +17,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// Longer than anything here takes on a loaded machine.
@@ -27,6 +29,8 @@ struct MemoryDevice {
     data: Mutex<BTreeMap<u64, Bytes>>,
     suspended: Mutex<bool>,
     resumed: Condvar,
+    /// Writes and flushes fail.
+    failing: AtomicBool,
 }
 
 impl MemoryDevice {
@@ -37,6 +41,7 @@ impl MemoryDevice {
             data: Mutex::default(),
             suspended: Mutex::new(false),
             resumed: Condvar::new(),
+            failing: AtomicBool::new(false),
         });
         FileSystem::format(&(device.clone() as Arc<dyn BlockDevice>), mib << 20).unwrap();
         device
@@ -47,10 +52,18 @@ impl MemoryDevice {
         self.resumed.notify_all();
     }
 
-    fn wait_until_writable(&self) {
+    fn fail(&self, failing: bool) {
+        self.failing.store(failing, Ordering::SeqCst);
+    }
+
+    fn wait_until_writable(&self) -> Result<(), DeviceError> {
         let mut suspended = self.suspended.lock();
         while *suspended {
             self.resumed.wait(&mut suspended);
+        }
+        match self.failing.load(Ordering::SeqCst) {
+            true => Err(DeviceError::Io("a test's device fails".into())),
+            false => Ok(()),
         }
     }
 }
@@ -72,7 +85,7 @@ impl BlockDevice for MemoryDevice {
     }
 
     fn write(&self, writes: &[Write], _: bool) -> Result<(), DeviceError> {
-        self.wait_until_writable();
+        self.wait_until_writable()?;
         let mut data = self.data.lock();
         for write in writes {
             for (at, from) in (write.block..).zip((0..write.data.len()).step_by(BLOCK_SIZE)) {
@@ -83,7 +96,7 @@ impl BlockDevice for MemoryDevice {
     }
 
     fn discard(&self, block: u64, count: u64) -> Result<(), DeviceError> {
-        self.wait_until_writable();
+        self.wait_until_writable()?;
         let mut data = self.data.lock();
         let gone: Vec<u64> = data.range(block..block + count).map(|(at, _)| *at).collect();
         for at in gone {
@@ -93,8 +106,7 @@ impl BlockDevice for MemoryDevice {
     }
 
     fn flush(&self) -> Result<(), DeviceError> {
-        self.wait_until_writable();
-        Ok(())
+        self.wait_until_writable()
     }
 }
 
@@ -164,6 +176,7 @@ impl Mounted {
 impl Drop for Mounted {
     fn drop(&mut self) {
         self.device.suspend(false);
+        self.device.fail(false);
         if self.handle.ended().is_none() {
             let _ = self.handle.unmount(Unmount::Abort);
             let _ = self.handle.wait(LONG, LONG);
