@@ -21,6 +21,7 @@ mod harness;
 mod integrity;
 mod kills;
 mod locks;
+mod long;
 mod losses;
 mod netns;
 mod nodes;
