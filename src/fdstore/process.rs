@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -24,6 +24,7 @@ const NAMES_MAX: usize = 16_384;
 pub fn run(socket: &Path, wait: Duration) -> io::Result<()> {
     prepare();
     let listener = listen(socket)?;
+    let own = place(socket);
     let mut held: BTreeMap<String, Vec<OwnedFd>> = BTreeMap::new();
     let mut daemon: Option<OwnedFd> = None;
     let mut until = Some(Instant::now() + FIRST.min(wait.max(Duration::from_secs(1))));
@@ -49,9 +50,18 @@ pub fn run(socket: &Path, wait: Duration) -> io::Result<()> {
             }
         }
     }
+    // Another one may have taken its place.
+    if own.is_some() && place(socket) == own {
+        let _ = fs::remove_file(socket);
+    }
     // Closing what is held ends the mounts.
-    let _ = fs::remove_file(socket);
     Ok(())
+}
+
+/// Tells one socket at a path from the next one there.
+fn place(socket: &Path) -> Option<(u64, u64)> {
+    let found = fs::symlink_metadata(socket).ok()?;
+    Some((found.dev(), found.ino()))
 }
 
 /// Makes it likely to live, whatever its daemon is short of.

@@ -82,6 +82,22 @@ fn without_a_next_daemon_it_lets_go() {
 }
 
 #[test]
+fn one_that_ends_leaves_the_socket_of_the_one_that_took_its_place() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("fdstore.sock");
+    let first = started(&socket, Duration::from_secs(1));
+    let path = socket.clone();
+    let second = std::thread::spawn(move || run(&path, LONG).unwrap());
+    first.join().unwrap();
+    let daemon = store(&socket);
+    assert!(daemon.take().unwrap().is_empty());
+    assert!(socket.exists());
+    drop(daemon);
+    second.join().unwrap();
+    assert!(!socket.exists());
+}
+
+#[test]
 fn garbage_costs_the_connection_and_nothing_that_is_held() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("fdstore.sock");

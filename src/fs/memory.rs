@@ -325,7 +325,9 @@ fn read_head(file: &File) -> Option<Head> {
         let mut bytes = [0; HEAD];
         file.read_exact_at(&mut bytes, *at).ok()?;
         let whole = bytes[..8] == *MAGIC && bytes[48..] == *blake3::hash(&bytes[..48]).as_bytes();
-        whole.then_some(())?;
+        // Far from where counting on could overflow.
+        let sound = word(&bytes, 16)? < 1 << 62 && word(&bytes, 24)? < u64::MAX / 2 + (1 << 40);
+        (whole && sound).then_some(())?;
         Some(Head {
             number: word(&bytes, 8)?,
             position: word(&bytes, 16)?,
@@ -495,6 +497,26 @@ mod tests {
         memory.begin([8; 16], &Replayed::default()).unwrap();
         assert!(memory.replay(KEY, |_| ()).is_err());
         assert!(Memory::new().unwrap().replay(KEY, |_| ()).is_err());
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn garbage_behind_a_valid_checksum_is_no_panic(
+            body in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..300),
+            changes in proptest::prelude::any::<u32>(),
+            answered in 0..60_u32,
+        ) {
+            let memory = Memory::new().unwrap();
+            let log = memory.begin(KEY, &Replayed::default()).unwrap();
+            let mut record = vec![0; RECORD_HEAD];
+            record.extend_from_slice(&body);
+            finish_record(&mut record, changes % 20, answered, log.tail.sequence, 1);
+            write_ring(&memory.file, log.tail.at, &record).unwrap();
+            memory.replay(KEY, |_| ()).unwrap();
+            finish_record(&mut record, changes, answered, log.tail.sequence, 1);
+            write_ring(&memory.file, log.tail.at, &record).unwrap();
+            memory.replay(KEY, |_| ()).unwrap();
+        }
     }
 
     #[test]
