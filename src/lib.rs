@@ -2,8 +2,8 @@
 //!
 //! The modules are layers; an arrow may only point down this list:
 //! [`cli`], [`api`] and [`docker`] (doors) → [`node`] (composition) → [`fuse`] → [`fs`] → [`replication`] → [`block`];
-//! [`cluster`] (control plane) and [`rpc`] (transport) stand beside them, [`trust`] (certificates and tokens), [`volume`] (pure rules) and [`exec`] (threads, tasks
-//! and time) below all.
+//! [`cluster`] (control plane) and [`rpc`] (transport) stand beside them, [`trust`] (certificates and tokens), [`volume`] (pure rules), [`metrics`] (counters and
+//! their text) and [`exec`] (threads, tasks and time) below all.
 //! `ARCHITECTURE.md` is the map.
 
 pub mod api;
@@ -15,6 +15,7 @@ pub mod exec;
 pub mod fdstore;
 pub mod fs;
 pub mod fuse;
+pub mod metrics;
 pub mod node;
 pub mod replication;
 pub mod rpc;

@@ -103,7 +103,21 @@ impl Client {
         self.get(&path).await
     }
 
+    /// `GET` of what is no JSON.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub async fn get_bytes(&self, path: &str) -> Result<Bytes, ApiError> {
+        self.send_bytes(Method::GET, path, None).await
+    }
+
     async fn send<T: DeserializeOwned>(&self, method: Method, path: &str, body: Option<Bytes>) -> Result<T, ApiError> {
+        let bytes = self.send_bytes(method, path, body).await?;
+        serde_json::from_slice(&bytes)
+            .map_err(|e| ApiError::internal(format!("the daemon's answer cannot be read: {e}")))
+    }
+
+    async fn send_bytes(&self, method: Method, path: &str, body: Option<Bytes>) -> Result<Bytes, ApiError> {
         let stream = UnixStream::connect(&self.socket)
             .await
             .map_err(|e| self.no_daemon(&e))?;
@@ -135,8 +149,7 @@ impl Client {
             .to_bytes();
         driver.abort();
         if status.is_success() {
-            return serde_json::from_slice(&bytes)
-                .map_err(|e| ApiError::internal(format!("the daemon's answer cannot be read: {e}")));
+            return Ok(bytes);
         }
         Err(serde_json::from_slice(&bytes).unwrap_or_else(|_| {
             ApiError::internal(format!(

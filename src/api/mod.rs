@@ -3,8 +3,10 @@
 //! Knows nothing of blocks, FUSE or the control store: what a request does is behind [`Operations`], which the daemon
 //! implements. `docs/api.md` lists the routes.
 
+mod bounded;
 mod client;
 mod error;
+mod monitoring;
 mod operations;
 mod server;
 mod socket;
@@ -12,6 +14,7 @@ pub mod types;
 
 pub use client::{Client, escape};
 pub use error::{ApiError, Code};
+pub use monitoring::serve_monitoring;
 pub use operations::Operations;
 pub use server::serve;
 pub use socket::{DEFAULT_SOCKET, SOCKET_IN_DATA_DIR, SocketError, bind, group_id};

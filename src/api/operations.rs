@@ -53,4 +53,8 @@ pub trait Operations: Send + Sync + 'static {
     async fn volume_check(&self, namespace: &str, name: &str) -> Result<VolumeCheck, ApiError>;
 
     async fn events(&self, filter: EventFilter) -> Result<EventList, ApiError>;
+
+    async fn metrics(&self) -> String;
+    async fn readiness(&self) -> Readiness;
+    async fn diagnostics(&self) -> Result<Vec<u8>, ApiError>;
 }

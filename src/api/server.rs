@@ -1,6 +1,6 @@
 //! The HTTP server: routes, limits, and the translation between HTTP and [`Operations`].
 //!
-//! Every answer is JSON, errors too. A body is at most [`MAX_BODY`]; unknown fields and unknown routes are refused.
+//! Every answer is JSON, errors too, but for metrics, `/healthz` and archives. A body is at most [`MAX_BODY`]; unknown fields and unknown routes are refused.
 
 use super::types::*;
 use super::{ApiError, Code, Operations};
@@ -76,6 +76,8 @@ fn router(operations: Arc<dyn Operations>) -> Router {
             get(volume_scrubbed).post(volume_scrub),
         )
         .route("/v1/events", get(events))
+        .route("/v1/cluster/diagnostics", get(cluster_diagnostics))
+        .merge(super::monitoring::routes())
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
         .layer(DefaultBodyLimit::max(MAX_BODY))
@@ -179,6 +181,11 @@ async fn cluster_health(State(node): Node) -> Answer {
 
 async fn cluster_inspect(State(node): Node) -> Answer {
     ok(&node.cluster_inspect().await?)
+}
+
+async fn cluster_diagnostics(State(node): Node) -> Answer {
+    let archive = node.diagnostics().await?;
+    Ok(([(header::CONTENT_TYPE, "application/gzip")], archive).into_response())
 }
 
 async fn nodes(State(node): Node) -> Answer {

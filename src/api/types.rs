@@ -664,6 +664,58 @@ pub struct EventList {
     pub silent_nodes: Vec<String>,
 }
 
+/// Whether a node can do its work now.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Readiness {
+    /// It can.
+    pub ready: bool,
+    /// Why not, one sentence each.
+    pub reasons: Vec<String>,
+}
+
+impl Readiness {
+    /// Not ready for these reasons; ready if there is none.
+    #[must_use]
+    pub fn not(reasons: Vec<String>) -> Self {
+        Self {
+            ready: reasons.is_empty(),
+            reasons,
+        }
+    }
+}
+
+/// A node in a [`Manifest`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DiagnosedNode {
+    /// Its name.
+    pub name: String,
+    /// Its address for peers.
+    pub address: String,
+    /// Why it did not answer, if it did not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// What is in the archive of `cluster diagnostics`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Manifest {
+    /// The gathering daemon's version.
+    pub version: String,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// Name of the gathering node.
+    pub answered_by: String,
+    /// The cluster; `None`: the node is in none.
+    pub cluster: Option<ClusterId>,
+    /// The nodes, the gathering one first.
+    pub nodes: Vec<DiagnosedNode>,
+    /// The other files.
+    pub files: Vec<String>,
+}
+
 /// Which node answers, and for which cluster.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

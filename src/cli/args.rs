@@ -185,6 +185,13 @@ pub(super) enum ClusterVerb {
     },
     /// Say which node reaches which; exit code 0 if all do, 1 if not
     Connectivity(ListOptions),
+    /// Write an archive for a bug report: what every node that answers knows, without secrets
+    #[command(after_help = DIAGNOSTICS_HELP)]
+    Diagnostics {
+        /// Where to: a file, or - for standard output [default: storageos-diagnostics-TIME.tar.gz]
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
 }
 
 /// Where a token is.
@@ -255,6 +262,13 @@ pub(super) enum TokenVerb {
         ids: Vec<String>,
     },
 }
+
+const DIAGNOSTICS_HELP: &str = "\
+In it: versions, health, nodes, volumes, events, and of every node its metrics, command line, kernel and latest log lines. Tokens, passwords and keys
+are taken out where they can be recognised; names, addresses and labels are in it. A node that does not answer is named on stderr and in the archive.
+
+Example:
+  storageos cluster diagnostics --output report.tar.gz";
 
 const IMPORT_HELP: &str = "\
 The whole procedure is in docs/operations.md, \"From one control store to another\".
@@ -496,6 +510,9 @@ pub(super) struct RunOptions {
     pub(super) keep_mounts: String,
     #[command(flatten)]
     pub(super) token: TokenOptions,
+    /// Also serve /metrics, /healthz and /readyz on this TCP address, read-only, in plain HTTP and to whoever asks [default: only on the socket]
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub(super) metrics: Option<SocketAddr>,
     /// Days in which every copy is read once and compared with its hashes, in the background; 0: only when asked to
     #[arg(long, value_name = "DAYS", default_value = "30", value_parser = days)]
     pub(super) scrub_days: Days,

@@ -1,7 +1,7 @@
 //! `storageos cluster …`
 
 use super::args::{ClusterVerb, HealthFormat};
-use super::{connectivity, output, print, token};
+use super::{connectivity, diagnostics, output, print, token};
 use crate::api::types::{
     ClusterHealth, ClusterInfo, InitRequest, JoinRequest, Membership, RecoverRequest, Recovery, RotateRequest,
 };
@@ -61,6 +61,7 @@ pub(super) async fn run(client: &Client, verb: ClusterVerb) -> Result<ExitCode, 
                 .map_err(refused)?;
             print(&format!("{}\n", export.cluster))?;
         }
+        ClusterVerb::Diagnostics { output } => return diagnostics::run(client, output).await,
         ClusterVerb::Connectivity(list) => {
             return connectivity::show(client, "/v1/cluster/connectivity", &list).await;
         }

@@ -7,6 +7,7 @@ mod args;
 mod cluster;
 mod connectivity;
 mod debug;
+mod diagnostics;
 mod drain;
 mod events;
 mod mount;

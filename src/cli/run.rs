@@ -8,9 +8,11 @@ use crate::api::{ApiError, Code, DEFAULT_SOCKET, SOCKET_IN_DATA_DIR, group_id};
 use crate::cluster::Timing;
 use crate::docker::DoorError;
 use crate::fdstore::{self, FdStoreConfig};
-use crate::node::{ApiSocket, ControlConfig, Daemon, NodeConfig, Start, StartError};
+use crate::node::{ApiSocket, ControlConfig, Daemon, NodeConfig, RecentLog, Start, StartError};
 use crate::replication::Options;
+use std::io::Write;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -22,8 +24,10 @@ const LEFT: Duration = Duration::from_secs(2);
 
 /// Runs the daemon until SIGTERM or SIGINT, or SIGHUP, which leaves its mounts to the next daemon.
 pub(super) fn run(options: RunOptions, debug: bool) -> Result<ExitCode, ApiError> {
-    logs(if debug { "debug" } else { "info" }, options.log_format == "json");
-    let config = config(options)?;
+    let log = Arc::new(RecentLog::default());
+    let level = if debug { "debug" } else { "info" };
+    logs(level, options.log_format == "json", Some(log.clone()));
+    let config = config(options, log)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -84,13 +88,16 @@ fn failed(error: StartError) -> ApiError {
         | StartError::OtherCertificate(_)
         | StartError::NoCertificate(_)
         | StartError::Docker(DoorError::Ledger(_)) => Code::Failed,
-        StartError::Listen { .. } | StartError::Socket(_) | StartError::Docker(DoorError::Socket(_)) => Code::Conflict,
+        StartError::Listen { .. }
+        | StartError::Metrics { .. }
+        | StartError::Socket(_)
+        | StartError::Docker(DoorError::Socket(_)) => Code::Conflict,
         StartError::Cluster(error) => error.code,
     };
     ApiError::new(code, error.to_string())
 }
 
-fn config(options: RunOptions) -> Result<NodeConfig, ApiError> {
+fn config(options: RunOptions, log: Arc<RecentLog>) -> Result<NodeConfig, ApiError> {
     let own = options.data_dir.join(SOCKET_IN_DATA_DIR);
     let mut sockets = vec![ApiSocket {
         path: own.clone(),
@@ -158,6 +165,11 @@ fn config(options: RunOptions) -> Result<NodeConfig, ApiError> {
             ..Options::default()
         },
         timing,
+        metrics: options.metrics,
+        log: Some(log),
+        command_line: std::env::args_os()
+            .map(|word| word.to_string_lossy().into_owned())
+            .collect(),
         scrub: (options.scrub_days.0 > 0.0).then(|| Duration::from_secs_f64(options.scrub_days.0 * 86400.0)),
     })
 }
@@ -180,11 +192,11 @@ fn same(a: &std::path::Path, b: &std::path::Path) -> bool {
 
 /// Sends logs to stderr for a command that is not the daemon.
 pub(super) fn logs_for_people(level: &str) {
-    logs(level, false);
+    logs(level, false, None);
 }
 
-/// Sends logs to stderr; `RUST_LOG` has the word over `level`.
-fn logs(level: &str, json: bool) {
+/// Sends logs to stderr, and to `recent` if there is one; `RUST_LOG` has the word over `level`.
+fn logs(level: &str, json: bool, recent: Option<Arc<RecentLog>>) {
     use tracing_subscriber::EnvFilter;
     // What the libraries say of themselves is not what happens to the cluster.
     let quiet = "openraft=error,fuser=warn,tarpc=warn";
@@ -195,7 +207,7 @@ fn logs(level: &str, json: bool) {
     });
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(move || Tee(std::io::stderr(), recent.clone()))
         .with_ansi(super::on_terminal());
     // A second subscriber in one process (tests) is refused; the first one stays.
     let _ = if json {
@@ -203,4 +215,22 @@ fn logs(level: &str, json: bool) {
     } else {
         builder.try_init()
     };
+}
+
+/// The log's way to stderr and to the latest lines in memory.
+struct Tee(std::io::Stderr, Option<Arc<RecentLog>>);
+
+impl Write for Tee {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if let Some(recent) = &self.1 {
+            recent.as_ref().write_all(bytes)?;
+        }
+        // Whole: what is left of a line would be kept again.
+        self.0.write_all(bytes)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.0.flush()
+    }
 }

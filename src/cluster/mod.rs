@@ -30,7 +30,7 @@ pub use drain::{Remaining, Waiting, remaining};
 pub use etcd::{EtcdAddressError, EtcdConfig, EtcdStore};
 pub use export::{Export, ExportError};
 pub use kv::{Answer, Command, Kv, RECOVERY_STEP};
-pub use liveness::keep_node_alive;
+pub use liveness::{Beats, keep_node_alive};
 pub use memory::MemoryStore;
 pub use plan::{Action, Facts, Step, Timing, plan};
 pub use raft::{ControlStatus, RaftSettings, RaftStore, RecoverError};

@@ -11,7 +11,7 @@
 use super::convert::{errno, file_attr, file_type, no_entry, set_time, time};
 use super::greeting::{Gate, HALT};
 use super::pool::{Lane, Pool};
-use super::requests::{Kind, Requests};
+use super::requests::{Flows, Kind, Requests};
 use crate::fs::{Caller, FileKind, FileSystem, FsError, SetAttr};
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, FopenFlags, Generation, INodeNo, InitFlags,
@@ -23,7 +23,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 /// How long the kernel may trust a name or attributes.
 const VALID: Duration = Duration::from_secs(3600);
@@ -40,6 +40,7 @@ pub(super) struct Shared {
     pub(super) pool: Pool,
     pub(super) requests: Requests,
     pub(super) gate: Gate,
+    pub(super) flows: Arc<Flows>,
 }
 
 /// The handler that `fuser` calls.
@@ -441,15 +442,19 @@ impl fuser::Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let arguments = (ino.0, offset, size);
+        let arguments = (self.shared.flows.clone(), Instant::now(), ino.0, offset, size);
         self.may_wait(
             Lane::Read,
             Kind::Read,
             arguments,
             reply,
-            |fs, (ino, offset, size), reply| match fs.read(ino, offset, size) {
-                Ok(data) => reply.data(&data),
-                Err(error) => reply.error(errno("read", ino, &error)),
+            |fs, (flows, since, ino, offset, size), reply| {
+                let result = fs.read(ino, offset, size);
+                flows.read.done(since, result.as_ref().map(|data| data.len()));
+                match result {
+                    Ok(data) => reply.data(&data),
+                    Err(error) => reply.error(errno("read", ino, &error)),
+                }
             },
         );
     }
@@ -469,14 +474,15 @@ impl fuser::Filesystem for Adapter {
         let kill = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         self.count(Kind::Write);
         // Not `may_wait`: the event loop's buffer is copied only when a worker gets the request.
+        let since = Instant::now();
         if let Some(_inline) = self.shared.pool.try_inline() {
-            return write(self.fs(), ino.0, offset, data, kill, reply);
+            return write(self.fs(), &self.shared.flows, since, ino.0, offset, data, kill, reply);
         }
-        let fs = self.shared.fs.clone();
+        let (fs, flows) = (self.shared.fs.clone(), self.shared.flows.clone());
         self.shared.pool.hand_over(
             Lane::Write,
             (data.to_vec(), reply),
-            move |(data, reply)| write(&fs, ino.0, offset, &data, kill, reply),
+            move |(data, reply)| write(&fs, &flows, since, ino.0, offset, &data, kill, reply),
             |(_, reply)| reply.error(Errno::ENOMEM),
         );
     }
@@ -490,14 +496,16 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn fsync(&self, _: &Request, ino: INodeNo, _: FileHandle, data_only: bool, reply: ReplyEmpty) {
-        let arguments = (ino.0, data_only);
+        let arguments = (self.shared.flows.clone(), Instant::now(), ino.0, data_only);
         self.may_wait(
             Lane::Write,
             Kind::Fsync,
             arguments,
             reply,
-            |fs, (ino, data_only), reply| {
-                answer_empty(Kind::Fsync, ino, reply, fs.fsync(ino, data_only));
+            |fs, (flows, since, ino, data_only), reply| {
+                let result = fs.fsync(ino, data_only);
+                flows.sync.done(since, result.as_ref().map(|()| 0));
+                answer_empty(Kind::Fsync, ino, reply, result);
             },
         );
     }
@@ -674,8 +682,25 @@ impl fuser::Filesystem for Adapter {
     }
 }
 
-fn write(fs: &FileSystem, ino: u64, offset: u64, data: &[u8], kill_suid: bool, reply: ReplyWrite) {
-    match fs.write(ino, offset, data, kill_suid) {
+#[allow(
+    clippy::too_many_arguments,
+    reason = "a request's own, when it came, and where that is counted"
+)]
+fn write(
+    fs: &FileSystem,
+    flows: &Flows,
+    since: Instant,
+    ino: u64,
+    offset: u64,
+    data: &[u8],
+    kill_suid: bool,
+    reply: ReplyWrite,
+) {
+    let result = fs.write(ino, offset, data, kill_suid);
+    flows
+        .write
+        .done(since, result.as_ref().map(|written| *written as usize));
+    match result {
         Ok(written) => reply.written(written),
         Err(error) => reply.error(errno("write", ino, &error)),
     }

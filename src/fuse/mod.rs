@@ -20,4 +20,5 @@ mod tests;
 pub use handoff::{Handoff, HandoffError, HandoffServer, MountBackend};
 pub use mount::{DEFAULT_LOOPS, LiveMount, MountEnd, MountHandle, ServeError, ServeOptions, Unmount, resume, serve};
 pub use mount_helper::protocol::{MountRequest, mount_socket};
+pub use requests::{Flow, Flows};
 pub use table::detach_dead_mounts;

@@ -6,7 +6,7 @@
 use super::adapter::Shared;
 use super::greeting::{self, Gate, Greeting};
 use super::pool::Pool;
-use super::requests::Requests;
+use super::requests::{Flows, Requests};
 use super::table;
 use crate::fs::{FileSystem, FsError};
 use fuser::Config;
@@ -184,6 +184,7 @@ fn start(
         pool: Pool::new(loops),
         requests: Requests::default(),
         gate: Gate::default(),
+        flows: Arc::default(),
     });
     let mut config = Config::default();
     config.n_threads = Some(loops);
@@ -255,6 +256,12 @@ impl MountHandle {
     #[must_use]
     pub fn requests(&self) -> Vec<(&'static str, u64)> {
         self.shared.requests.all()
+    }
+
+    /// What was read, written and made durable so far.
+    #[must_use]
+    pub fn flows(&self) -> &Flows {
+        &self.shared.flows
     }
 
     /// Unmounts; [`Self::wait`] tells when it has ended. A mount that is gone already is no error.

@@ -14,11 +14,12 @@ use super::mounts::{Mount, Mounts, Wanted};
 use super::plane::{Plane, PlaneStatus};
 use super::scrubber::Scrubber;
 use super::service::{NodeServer, Nodes};
+use super::telemetry::Looking;
 use super::volumes::Volumes;
 use super::{NodeConfig, Start, records};
 use crate::api::types::Membership;
 use crate::api::{self, ApiError, Code, SocketError};
-use crate::cluster::{self, Catalog, ControlError, RecoverError, View, keep_node_alive};
+use crate::cluster::{self, Beats, Catalog, ControlError, RecoverError, View, keep_node_alive};
 use crate::docker::{Door, DoorError, Settings};
 use crate::exec::Runtime;
 use crate::fdstore::FdStore;
@@ -79,6 +80,14 @@ pub enum StartError {
     /// The API's socket.
     #[error(transparent)]
     Socket(#[from] SocketError),
+    /// The address for metrics.
+    #[error("cannot serve metrics on {address}: {source}")]
+    Metrics {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
     /// The door for Docker.
     #[error(transparent)]
     Docker(#[from] DoorError),
@@ -134,10 +143,11 @@ pub(super) struct Shared {
     pub(super) identity: Identity,
     pub(super) config: NodeConfig,
     labels: Labels,
-    data: DataDir,
+    pub(super) data: DataDir,
     host: Arc<ReplicaHost>,
-    journal: Arc<Journal>,
+    pub(super) journal: Arc<Journal>,
     plane: Plane,
+    pub(super) looking: Arc<Looking>,
     /// The mounts, and what an earlier daemon left of its own.
     handoff: Handoff,
     fdstore: Option<Arc<FdStore>>,
@@ -160,7 +170,9 @@ pub(super) struct Joined {
     pub(super) mounts: Arc<Mounts>,
     pub(super) server: NodeServer,
     pub(super) nodes: Arc<Nodes>,
-    volumes: Arc<Volumes>,
+    pub(super) volumes: Arc<Volumes>,
+    /// How well the lease is kept.
+    pub(super) beats: Arc<Beats>,
     plane: Plane,
     /// Cancelled once the node is registered, alive and rid of what an earlier daemon left.
     ready: CancellationToken,
@@ -364,6 +376,7 @@ impl Shared {
             problems: volumes.serving.problems.clone(),
             journal: self.journal.clone(),
             directory: self.data.volumes(),
+            shared: self.this.clone(),
         };
         let joined = Arc::new(Joined {
             node: self.node,
@@ -373,6 +386,7 @@ impl Shared {
             server,
             nodes,
             volumes: volumes.clone(),
+            beats: Arc::default(),
             plane: self.plane.clone(),
             ready: CancellationToken::new(),
             leave: CancellationToken::new(),
@@ -417,7 +431,8 @@ impl Shared {
             () = joined.leave.cancelled() => return,
             () = registering => {}
         }
-        let alive = keep_node_alive(catalog.clone(), self.node, self.config.lease, joined.leave.clone());
+        let (lease, beats) = (self.config.lease, joined.beats.clone());
+        let alive = keep_node_alive(catalog.clone(), self.node, lease, beats, joined.leave.clone());
         let begin = async {
             let known = |view: &Arc<View>| view.nodes.contains_key(&self.node) && view.live.contains(&self.node);
             // Its sender ends with the daemon alone.
@@ -505,6 +520,7 @@ impl Daemon {
             host,
             journal,
             plane,
+            looking: Arc::default(),
             joined: RwLock::new(None),
             entering: tokio::sync::Mutex::new(()),
             pending: tokio::sync::Mutex::new(None),
@@ -553,7 +569,28 @@ impl Daemon {
                 let _ = std::fs::remove_file(path);
             });
         }
+        self.open_door_for_monitoring()?;
         self.open_door_for_docker()
+    }
+
+    /// Serves metrics on a TCP address, if that was asked for.
+    fn open_door_for_monitoring(&self) -> Result<(), StartError> {
+        let Some(address) = self.shared.config.metrics else {
+            return Ok(());
+        };
+        let failed = |source| StartError::Metrics { address, source };
+        let listener = std::net::TcpListener::bind(address).map_err(failed)?;
+        listener.set_nonblocking(true).map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        let listener = tokio::net::TcpListener::from_std(listener).map_err(failed)?;
+        tracing::info!(%address, "metrics");
+        let serving = api::serve_monitoring(listener, self.shared.clone(), self.api_stop.clone());
+        self.api_tasks.spawn(async move {
+            if let Err(error) = serving.await {
+                tracing::error!(%error, "the address for metrics failed");
+            }
+        });
+        Ok(())
     }
 
     /// Serves Docker, if that was asked for; it mounts through the API's first socket.

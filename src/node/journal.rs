@@ -17,6 +17,7 @@ use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 /// Lines of one file, and events kept in memory.
@@ -34,6 +35,8 @@ pub(super) struct Journal {
     node: NodeId,
     inner: Mutex<Inner>,
     lines: SyncSender<String>,
+    /// Events that this daemon recorded, by their kind's place.
+    counts: [AtomicU64; EventKind::ALL.len()],
     /// Where names are known, once the node is a member.
     control: RwLock<Option<Control>>,
 }
@@ -64,6 +67,7 @@ impl Journal {
             node,
             inner: Mutex::new(Inner { events, next }),
             lines,
+            counts: std::array::from_fn(|_| AtomicU64::new(0)),
             control: RwLock::new(None),
         })
     }
@@ -84,6 +88,7 @@ impl Journal {
             let record = view.as_ref()?.volumes.get(&id)?;
             Some(super::control::name(record))
         });
+        self.counts[kind as usize].fetch_add(1, Ordering::Relaxed);
         let message = sentence(kind, node_name.as_deref(), detail);
         let mut inner = self.inner.lock();
         let event = Event {
@@ -106,6 +111,12 @@ impl Journal {
         while inner.events.len() > KEPT {
             inner.events.pop_front();
         }
+    }
+
+    /// How many events of each kind this daemon recorded.
+    pub(super) fn counts(&self) -> impl Iterator<Item = (EventKind, u64)> {
+        let count = |kind: &EventKind| (*kind, self.counts[*kind as usize].load(Ordering::Relaxed));
+        EventKind::ALL.iter().map(count)
     }
 
     /// What was recorded from `since` on.

@@ -13,6 +13,7 @@ use crate::exec::{
     task::{self, JoinHandle},
     time,
 };
+use crate::metrics::Histogram;
 use crate::replication::{ActivateError, Environment, Master, Options, ReplicaHost};
 use crate::volume::{NodeId, Volume, VolumeId};
 use rand::seq::IteratorRandom;
@@ -36,6 +37,8 @@ pub(crate) struct Serving {
     pub(crate) control: Control,
     /// Why volumes whose master this node should be are not served.
     pub(crate) problems: Arc<Mutex<BTreeMap<VolumeId, String>>>,
+    /// How long activations took, attempts that failed included.
+    pub(crate) activations: Arc<Histogram>,
 }
 
 impl Serving {
@@ -120,6 +123,7 @@ impl Keepers {
 async fn keep(serving: Arc<Serving>, volume: VolumeId, stop: CancellationToken) {
     let mut view = serving.control.watch();
     let mut pause = FIRST_PAUSE;
+    let mut since = time::Instant::now();
     while !stop.is_cancelled() {
         let Some(record) = view.borrow_and_update().volumes.get(&volume).cloned() else {
             return;
@@ -136,6 +140,7 @@ async fn keep(serving: Arc<Serving>, volume: VolumeId, stop: CancellationToken) 
             Ok(master) => {
                 pause = FIRST_PAUSE;
                 serving.problems.lock().remove(&volume);
+                serving.activations.observe(since.elapsed());
                 tracing::info!(
                     volume = %name(&record), %volume, epoch = master.status().configuration.epoch, "serving as master"
                 );
@@ -149,6 +154,7 @@ async fn keep(serving: Arc<Serving>, volume: VolumeId, stop: CancellationToken) 
                 }
                 let why = master.fenced().unwrap_or_else(|| "it stopped".to_owned());
                 tracing::info!(volume = %name(&record), %volume, reason = %why, "not serving as master any more");
+                since = time::Instant::now();
                 continue;
             }
             // The record changed; the view will say so soon, or has.

@@ -5,7 +5,8 @@
 //! Inside: [`daemon`] is the life cycle; `volumes` reacts to the control store's view, with a `keeper` for each volume whose
 //! master is here; `mounts` and `unmount` are the life of a mount, over the `switch` device, `kept` its life after a daemon's death; `service` is what daemons ask
 //! each other; `admission` is who may be a node at all; `operations` and `inspect` answer the API; `journal` keeps the events, `scrubber` reads all copies again from time
-//! to time; `transfer` puts records into another control store.
+//! to time; `telemetry` (with `process`) gathers the metrics, `readiness` says whether the node can work, `diagnostics` makes the archive for a bug report, with
+//! `recent` log lines and without secrets (`redact`); `transfer` puts records into another control store.
 
 mod admission;
 mod backend;
@@ -13,6 +14,7 @@ mod checker;
 pub(crate) mod control;
 mod daemon;
 mod data_dir;
+mod diagnostics;
 mod inspect;
 mod journal;
 pub(crate) mod keeper;
@@ -21,11 +23,16 @@ mod membership;
 mod mounts;
 mod operations;
 mod plane;
+mod process;
+mod readiness;
+mod recent;
 pub(crate) mod records;
+mod redact;
 pub(crate) mod route;
 mod scrubber;
 mod service;
 pub(crate) mod switch;
+mod telemetry;
 #[cfg(test)]
 mod tests;
 mod transfer;
@@ -38,12 +45,14 @@ use crate::replication::Options;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use admission::TokenSource;
 pub use daemon::{Attached, Daemon, StartError};
 pub use data_dir::DataDirError;
 pub use plane::ControlConfig;
+pub use recent::RecentLog;
 pub use transfer::{ImportError, import};
 
 /// Lease of a node: after so long without a sign of life it counts as dead.
@@ -111,6 +120,12 @@ pub struct NodeConfig {
     pub timing: Timing,
     /// Time in which every copy is read once and compared with its hashes; `None`: only when asked to.
     pub scrub: Option<Duration>,
+    /// Where `/metrics`, `/healthz` and `/readyz` are served besides the sockets, without encryption or passwords; `None`: nowhere.
+    pub metrics: Option<SocketAddr>,
+    /// The log's latest lines, for a bug report.
+    pub log: Option<Arc<RecentLog>>,
+    /// How the daemon was started, for a bug report; secrets are taken out there.
+    pub command_line: Vec<String>,
     /// What holds the mounts when the daemon dies, for the next one; `None`: they end with it.
     pub outlive: Option<FdStoreConfig>,
 }
@@ -140,6 +155,9 @@ impl NodeConfig {
             replication: Options::default(),
             timing: Timing::default(),
             scrub: Some(DEFAULT_SCRUB),
+            metrics: None,
+            log: None,
+            command_line: Vec::new(),
             outlive: None,
         }
     }

@@ -563,6 +563,19 @@ impl Operations for Shared {
         self.joined()?.check(&reference(namespace, volume)?).await
     }
 
+    async fn metrics(&self) -> String {
+        self.scrape().await
+    }
+
+    async fn readiness(&self) -> Readiness {
+        // The one of `node::readiness`.
+        Shared::readiness(self).await
+    }
+
+    async fn diagnostics(&self) -> Result<Vec<u8>, ApiError> {
+        self.archive().await
+    }
+
     async fn events(&self, filter: EventFilter) -> Result<EventList, ApiError> {
         let joined = self.joined()?;
         // Also without the control plane: what happened to it is among the events.

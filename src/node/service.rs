@@ -4,6 +4,8 @@
 //! Small messages on connections of [`Kind::Node`]. The answering side is [`NodeServer`], the asking side [`Nodes`].
 
 use super::checker::Checked;
+use super::daemon::Shared;
+use super::diagnostics::Diagnosis;
 use super::journal::Journal;
 use super::mounts::Mounts;
 use super::scrubber::{Pass, Scrubber};
@@ -11,14 +13,14 @@ use crate::api::{ApiError, Code};
 use crate::block::BLOCK_SIZE;
 use crate::exec::sync::Mutex;
 use crate::replication::{CopyError, MasterStatus, ReplicaHost, Verification};
-use crate::rpc::{self, Connection, Identity, Kind, Limits, Peer, within};
+use crate::rpc::{self, Connection, Identity, Kind, Limits, Payload, Peer, within};
 use crate::volume::{Event, NodeId, VolumeId};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 use tarpc::client::RpcError;
 use tarpc::context::Context;
@@ -33,6 +35,8 @@ const ASK: Duration = Duration::from_secs(2);
 const MAX_NODES: usize = 1024;
 /// How long unmounting on another node may take: it closes the file system.
 const UNMOUNT: Duration = Duration::from_secs(90);
+/// How long a node may take to gather what it tells of itself.
+const DIAGNOSE: Duration = Duration::from_secs(10);
 /// How long comparing copies, or checking a file system, may take.
 const VERIFY: Duration = Duration::from_secs(3600);
 
@@ -110,6 +114,8 @@ pub(super) trait NodeService {
     async fn ping() -> ();
     /// Checks the file system of a volume that is mounted there, or whose master is there; `mounts` is the number of its last claim.
     async fn check(volume: VolumeId, mounted: bool, mounts: u64) -> Result<Checked, Refused>;
+    /// What it tells of itself for a bug report.
+    async fn diagnose() -> Result<Payload, Refused>;
 }
 
 /// The answering side.
@@ -123,6 +129,7 @@ pub(super) struct NodeServer {
     pub(super) journal: Arc<Journal>,
     /// Where the copies are.
     pub(super) directory: PathBuf,
+    pub(super) shared: Weak<Shared>,
 }
 
 impl NodeServer {
@@ -229,6 +236,13 @@ impl NodeService for NodeServer {
 
     async fn check(self, _: Context, volume: VolumeId, mounted: bool, mounts: u64) -> Result<Checked, Refused> {
         self.checked(volume, mounted, mounts).await.map_err(Refused::from)
+    }
+
+    async fn diagnose(self, _: Context) -> Result<Payload, Refused> {
+        let stopping = || ApiError::unavailable("the daemon is stopping");
+        let shared = self.shared.upgrade().ok_or_else(stopping)?;
+        let packed = shared.diagnosis().await.pack();
+        packed.map_err(|error| ApiError::internal(error.to_string()).into())
     }
 }
 
@@ -387,6 +401,17 @@ impl Nodes {
         let client = self.client(node, address).await?;
         let checked = client.check(within(VERIFY), volume, mounted, mounts).await;
         Ok(answered(address, checked)??)
+    }
+
+    /// What a node tells of itself for a bug report.
+    pub(super) async fn diagnose(&self, node: NodeId, address: &str) -> Result<Diagnosis, ApiError> {
+        // One that is gone is found out soon.
+        self.ping(node, address).await?;
+        let client = self.client(node, address).await?;
+        let told = answered(address, client.diagnose(within(DIAGNOSE)).await)??;
+        let unpacked = tokio::task::spawn_blocking(move || Diagnosis::unpack(&told)).await;
+        let unpacked = unpacked.unwrap_or_else(|error| Err(std::io::Error::other(error)));
+        unpacked.map_err(|error| ApiError::internal(format!("what node {address} told cannot be read: {error}")))
     }
 
     /// Compares the copies of a volume whose master is on another node.

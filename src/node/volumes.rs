@@ -12,6 +12,8 @@ use super::mounts::Mounts;
 use crate::cluster::View;
 use crate::replication::{Environment, Options, ReplicaHost};
 use crate::volume::VolumeId;
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,6 +30,8 @@ pub(super) struct Volumes {
     pub(super) journal: Arc<Journal>,
     directory: PathBuf,
     keepers: Keepers,
+    /// Changes of epochs that this daemon saw.
+    epoch_changes: Mutex<BTreeMap<VolumeId, u64>>,
     stop: CancellationToken,
 }
 
@@ -49,6 +53,7 @@ impl Volumes {
             options,
             control,
             problems: Arc::default(),
+            activations: Arc::default(),
         });
         let stop = CancellationToken::new();
         Arc::new(Self {
@@ -57,6 +62,7 @@ impl Volumes {
             mounts,
             journal,
             directory,
+            epoch_changes: Mutex::default(),
             stop,
         })
     }
@@ -70,6 +76,7 @@ impl Volumes {
             while let Some(now) = self.next(&mut view).await {
                 if let Some(before) = before.replace(now.clone()) {
                     journal::record_changes(&self.journal, &before, &now);
+                    self.count_epochs(&before, &now);
                 }
                 self.keepers.keep_masters(&now);
                 self.mounts.check_claims(&now);
@@ -101,6 +108,22 @@ impl Volumes {
                 return Some(now);
             }
         }
+    }
+
+    fn count_epochs(&self, before: &View, now: &View) {
+        let mut changes = self.epoch_changes.lock();
+        changes.retain(|volume, _| now.volumes.contains_key(volume));
+        for (id, volume) in &now.volumes {
+            let old = before.volumes.get(id).map(|v| v.configuration.epoch);
+            if old.is_some_and(|old| old != volume.configuration.epoch) {
+                *changes.entry(*id).or_default() += 1;
+            }
+        }
+    }
+
+    /// Changes of a volume's epoch that this daemon saw.
+    pub(super) fn epoch_changes(&self, volume: VolumeId) -> u64 {
+        self.epoch_changes.lock().get(&volume).copied().unwrap_or(0)
     }
 
     /// Removes copies of volumes that are gone, and those that this node is to hold no longer.

@@ -352,9 +352,14 @@ pub(super) enum Change {
 impl Change {
     /// Whether its message is so small that whoever makes it should send it too.
     pub(super) fn is_small(&self) -> bool {
+        self.bytes() <= SMALL as u64
+    }
+
+    /// Bytes of blocks in it.
+    pub(super) fn bytes(&self) -> u64 {
         match self {
-            Self::Write { blocks, .. } => blocks.data.iter().map(|data| data.len()).sum::<usize>() <= SMALL,
-            Self::Flush | Self::Discard { .. } | Self::Grow { .. } => true,
+            Self::Write { blocks, .. } => blocks.data.iter().map(|data| data.len() as u64).sum(),
+            Self::Flush | Self::Discard { .. } | Self::Grow { .. } => 0,
         }
     }
 }

@@ -12,6 +12,7 @@ use super::{
     group::Group,
     host::ReplicaHost,
     link::{ALL, Change, LinkError, Replica},
+    meters::Meters,
     notes::Notes,
     pace::Load,
     range::RangeLock,
@@ -27,6 +28,7 @@ use crate::{
         sync::{Condvar, Mutex, RwLock, RwLockReadGuard},
         time::Instant,
     },
+    metrics::Histogram,
     rpc::{Driver, Held, Payload, Sums},
     volume::{NodeId, VolumeId},
 };
@@ -127,6 +129,7 @@ pub struct Master {
     /// Cancelled when the master is fenced or stopped.
     pub(super) stop: CancellationToken,
     pub(super) stats: Stats,
+    pub(super) meters: Meters,
     pub(super) notes: Notes,
     pub(super) this: Weak<Self>,
 }
@@ -159,14 +162,18 @@ struct Foreground {
 /// A device call in progress.
 struct Busy<'a> {
     foreground: &'a Foreground,
+    latency: &'a Histogram,
     since: Instant,
 }
 
 impl Drop for Busy<'_> {
     fn drop(&mut self) {
+        let took = self.since.elapsed();
+        self.latency.observe(took);
         // Enough for five centuries.
-        let took = self.since.elapsed().as_nanos() as u64;
-        self.foreground.took.fetch_add(took, Ordering::Relaxed);
+        self.foreground
+            .took
+            .fetch_add(took.as_nanos() as u64, Ordering::Relaxed);
         self.foreground.ended.fetch_add(1, Ordering::Relaxed);
         self.foreground.in_progress.fetch_sub(1, Ordering::Relaxed);
     }
@@ -218,6 +225,7 @@ impl Master {
             syncs: Mutex::default(),
             stop: CancellationToken::new(),
             stats: Stats::default(),
+            meters: Meters::default(),
             notes: Notes::default(),
             this: this.clone(),
         })
@@ -247,6 +255,12 @@ impl Master {
         &self.stats
     }
 
+    /// How long calls took, and what went over the network.
+    #[must_use]
+    pub fn meters(&self) -> &Meters {
+        &self.meters
+    }
+
     pub(super) fn local_stamp(&self, epoch: u64) -> Stamp {
         Stamp {
             volume: self.volume,
@@ -268,10 +282,11 @@ impl Master {
         }
     }
 
-    fn busy(&self) -> Busy<'_> {
+    fn busy<'a>(&'a self, latency: &'a Histogram) -> Busy<'a> {
         self.foreground.in_progress.fetch_add(1, Ordering::Relaxed);
         Busy {
             foreground: &self.foreground,
+            latency,
             since: Instant::now(),
         }
     }
@@ -327,6 +342,11 @@ impl Master {
         let calls = Self::send(&targets, epoch, change);
         let here = local(self.local_stamp(epoch));
         let results = calls.finish();
+        let (sent, lost) = (
+            targets.len() as u64,
+            results.iter().filter(|result| result.is_err()).count(),
+        );
+        self.meters.sent.add(sent, sent * change.bytes(), lost as u64);
         if here.is_ok() && results.iter().all(Result::is_ok) {
             return Ok(Outcome::Done);
         }
@@ -388,12 +408,13 @@ impl Master {
     /// A change that waits while the volume may not be written.
     fn change(
         &self,
+        latency: &Histogram,
         ranges: &[(u64, u64)],
         extents: &[u64],
         make: &dyn Fn(Position) -> Change,
         local: &dyn Fn(Stamp, Position) -> Result<(), CopyError>,
     ) -> Result<(), DeviceError> {
-        let _busy = self.busy();
+        let _busy = self.busy(latency);
         loop {
             self.wait_writable()?;
             let _range = self.ranges.lock(ranges.to_vec());
@@ -423,6 +444,7 @@ impl Master {
         extents.sort_unstable();
         extents.dedup();
         self.change(
+            &self.meters.write,
             &ranges,
             &extents,
             &|position| Change::Write {
@@ -431,7 +453,8 @@ impl Master {
                 flush,
             },
             &|stamp, position| self.local.write(stamp, position, blocks, flush),
-        )?;
+        )
+        .inspect_err(|_| self.meters.write_failed())?;
         self.stats.wrote(total * BLOCK_SIZE as u64);
         if flush {
             self.stats.flushed();
@@ -440,7 +463,7 @@ impl Master {
     }
 
     fn flush_now(&self) -> Result<(), DeviceError> {
-        let _busy = self.busy();
+        let _busy = self.busy(&self.meters.flush);
         self.on_all(Reach::Complete, &Change::Flush, &|stamp| self.local.flush(stamp), false)?;
         self.stats.flushed();
         Ok(())
@@ -546,7 +569,7 @@ impl Master {
         let mut good = None;
         let mut bad = Vec::new();
         for replica in self.others()? {
-            match runtime.block_on(replica.read(block, 1)) {
+            match runtime.block_on(self.ask(&replica, block, 1)) {
                 Ok((data, sums)) => match sums.get() {
                     Some([sum]) if data.len() == BLOCK_SIZE && sum_of(&data) == *sum => good = good.or(Some(data)),
                     _ => bad.push(replica),
@@ -576,6 +599,31 @@ impl Master {
         Ok(())
     }
 
+    /// Reads what matches its hashes. The range is the device's.
+    fn read_checked(&self, block: u64, count: u64, buffer: &mut [u8]) -> Result<(), DeviceError> {
+        // Each round mends one block of the range.
+        for _ in 0..=count {
+            match self.local.copy().read(block, buffer) {
+                Ok(()) => {
+                    self.confirm()?;
+                    self.stats.read(buffer.len() as u64);
+                    return Ok(());
+                }
+                Err(CopyError::Corrupt { block }) => self.mend(block)?,
+                Err(error) => return self.read_elsewhere(block, buffer, &error),
+            }
+        }
+        Err(DeviceError::Corrupt { block })
+    }
+
+    /// Reads from another copy, and counts it.
+    async fn ask(&self, replica: &Replica, block: u64, count: u32) -> Result<(Payload, Sums), LinkError> {
+        let answer = replica.read(block, count).await;
+        let (bytes, lost) = answer.as_ref().map_or((0, 1), |(data, _)| (data.len() as u64, 0));
+        self.meters.asked.add(1, bytes, lost);
+        answer
+    }
+
     /// Reads from another in-sync copy, when the local disk fails.
     fn read_elsewhere(&self, block: u64, buffer: &mut [u8], error: &CopyError) -> Result<(), DeviceError> {
         for replica in self.others()? {
@@ -583,7 +631,7 @@ impl Master {
             for (index, part) in buffer.chunks_mut(MAX_DATA).enumerate() {
                 let first = block + (index * MAX_DATA / BLOCK_SIZE) as u64;
                 let count = (part.len() / BLOCK_SIZE) as u32;
-                match self.environment.runtime.block_on(replica.read(first, count)) {
+                match self.environment.runtime.block_on(self.ask(&replica, first, count)) {
                     Ok((data, _)) if data.len() == part.len() => part.copy_from_slice(&data),
                     _ => {
                         done = false;
@@ -617,20 +665,9 @@ impl BlockDevice for Master {
         }
         self.check_range(block, count)?;
         self.check_fenced()?;
-        let _busy = self.busy();
-        // Each round mends one block of the range.
-        for _ in 0..=count {
-            match self.local.copy().read(block, buffer) {
-                Ok(()) => {
-                    self.confirm()?;
-                    self.stats.read(buffer.len() as u64);
-                    return Ok(());
-                }
-                Err(CopyError::Corrupt { block }) => self.mend(block)?,
-                Err(error) => return self.read_elsewhere(block, buffer, &error),
-            }
-        }
-        Err(DeviceError::Corrupt { block })
+        let _busy = self.busy(&self.meters.read);
+        self.read_checked(block, count, buffer)
+            .inspect_err(|_| self.meters.read_failed())
     }
 
     fn write(&self, writes: &[Write], flush: bool) -> Result<(), DeviceError> {
@@ -657,6 +694,7 @@ impl BlockDevice for Master {
             let count = (end - block).min(MAX_DISCARD);
             let extents: Vec<u64> = extents_of(block, count).collect();
             self.change(
+                &self.meters.other,
                 &[(block, block + count)],
                 &extents,
                 &|position| Change::Discard { position, block, count },

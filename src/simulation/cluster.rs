@@ -164,8 +164,15 @@ impl Cluster {
             options: Options::default(),
             control: control_plane,
             problems: Arc::default(),
+            activations: Arc::default(),
         });
-        task::spawn(keep_node_alive(catalog.clone(), node(host), LEASE, stop.clone()));
+        task::spawn(keep_node_alive(
+            catalog.clone(),
+            node(host),
+            LEASE,
+            Arc::default(),
+            stop.clone(),
+        ));
         task::spawn(control(catalog.clone(), view.clone(), timing(), stop.clone()));
         task::spawn(rounds(serving.clone(), mounted, view, stop));
         Process { serving, catalog }

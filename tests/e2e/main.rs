@@ -23,6 +23,7 @@ mod kills;
 mod locks;
 mod long;
 mod losses;
+mod metrics;
 mod netns;
 mod nodes;
 mod posix;
