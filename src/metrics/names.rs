@@ -73,6 +73,9 @@ metrics! {
     NodeLeaseAge Gauge "storageos_node_lease_age_seconds" "Seconds since the node last renewed its lease.";
     NodeLeaseDuration Gauge "storageos_node_lease_duration_seconds" "Seconds after which a lease that is not renewed ends.";
 
+    CertificateExpires Gauge "storageos_node_certificate_expires_timestamp_seconds" "Until when the node's certificate holds, in Unix time.";
+    CertificateRenewal Gauge "storageos_node_certificate_renewal_timestamp_seconds" "From when it is to be renewed, in Unix time.";
+
     ControlHasLeader Gauge "storageos_control_has_leader" "1 if the node knows a leader of the control plane.";
     ControlLeader Gauge "storageos_control_leader" "1 if the node is that leader.";
     ControlVoter Gauge "storageos_control_voter" "1 if the node votes; never with etcd.";

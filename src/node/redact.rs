@@ -1,8 +1,9 @@
 //! Takes secrets out of what goes into a bug report. Pure.
 //!
-//! What counts as one: the value after a name that sounds like a secret (`token`, `password`, a label `db.password`, an option `--…-key`), user and
-//! password in a URL, and private keys in PEM. Rather too much is taken than too little; a secret in the middle of free text is not recognised.
+//! What counts as one: a token by which a node joins; the value after a name that sounds like a secret (`token`, `password`, a label `db.password`, an option `--…-key`), user and
+//! password in a URL, and private keys in PEM. Rather too much is taken than too little; another secret in the middle of free text is not recognised.
 
+use crate::trust::TOKEN_PREFIX;
 use serde_json::Value;
 
 /// What stands in a secret's place.
@@ -75,7 +76,7 @@ pub(super) fn line(line: &str) -> String {
 
 /// Free text.
 pub(super) fn text(text: &str) -> String {
-    values(&urls(&keys(text)))
+    values(&urls(&tokens(&keys(text))))
 }
 
 /// Private keys in PEM.
@@ -98,6 +99,18 @@ fn keys(text: &str) -> String {
         rest = key.find(&end).map_or("", |at| &key[at + end.len()..]);
     }
     out.push_str(rest);
+    out
+}
+
+/// Tokens by which nodes join, wherever they stand.
+fn tokens(text: &str) -> String {
+    let mut parts = text.split(TOKEN_PREFIX);
+    let mut out = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let rest = part.trim_start_matches(|c: char| c.is_ascii_alphanumeric() || "-_".contains(c));
+        out.push_str(REDACTED);
+        out.push_str(rest);
+    }
     out
 }
 
@@ -208,6 +221,7 @@ mod tests {
             ("--tls-key=/etc/k.pem", "--tls-key=[redacted]"),
             ("the key is not known, monkey=1", "the key is not known, monkey=1"),
             ("iaas/failure-domain=a", "iaas/failure-domain=a"),
+            ("join with storageos1_AZ-_09, soon", "join with [redacted], soon"),
             ("token", "token"),
             ("token=", "token="),
             (

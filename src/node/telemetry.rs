@@ -76,6 +76,14 @@ impl Shared {
             out.add(Metric::NodeCapacity, &node, capacity);
             out.add(Metric::NodeFree, &node, free);
         }
+        if let Some(credentials) = self.identity.credentials() {
+            out.add(
+                Metric::CertificateExpires,
+                &node,
+                credentials.expires.as_second() as f64,
+            );
+            out.add(Metric::CertificateRenewal, &node, credentials.due().as_second() as f64);
+        }
         for (kind, count) in self.journal.counts() {
             let kind = kind.to_string();
             out.add(Metric::Events, &[("node", &self.name), ("kind", &kind)], count);

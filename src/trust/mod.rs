@@ -10,7 +10,7 @@ mod token;
 
 pub use authority::{Authority, Issued, Key};
 pub use credentials::{Credentials, DIRECTORY};
-pub use token::{Token, TokenError, TokenId};
+pub use token::{PREFIX as TOKEN_PREFIX, Token, TokenError, TokenId};
 
 use crate::volume::{ClusterId, NodeId};
 

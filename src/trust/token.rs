@@ -11,7 +11,8 @@ use std::fmt;
 use std::str::FromStr;
 
 /// What the text of a token begins with; the digit is the format's version.
-const PREFIX: &str = "storageos1_";
+/// How the text of a token begins.
+pub const PREFIX: &str = "storageos1_";
 const LENGTH: usize = 60;
 const CHECKED: usize = 56;
 
