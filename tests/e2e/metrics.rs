@@ -294,6 +294,39 @@ fn numbers_move_with_what_happens_and_the_examples_use_none_that_is_not_there() 
 }
 
 #[test]
+fn a_scrape_answers_while_writes_wait_and_says_so() {
+    let mut cluster = Cluster::start(3);
+    cluster.wait_for_voters(&["n1", "n2", "n3"]);
+    cluster.create_with(
+        "data",
+        &[
+            "storageos.com/replicas=2",
+            "storageos.com/failure.mode=hard",
+            "storageos.com/io.timeout=1h",
+        ],
+    );
+    let mount = cluster.mount(0, "default/data");
+    cluster.wait_for_copies("data", 3);
+    let volume = ["volume=\"data\"", "node=\"n1\""];
+    let writer = Writer::start(&mount.join("w"));
+    writer.goes_on(5);
+    cluster.nodes[2].kill();
+    let told = Scrape::until(&cluster.nodes[0], "writes wait", |now| {
+        now.sum("storageos_volume_writable", &volume) == Some(0.0)
+    });
+    assert_eq!(told.get("storageos_control_reachable", &[]), 1.0);
+    // The node itself does what it can.
+    assert_eq!(get(&cluster.nodes[0], "/readyz").0, 200);
+    cluster.nodes[2].spawn();
+    writer.goes_on(5);
+    Scrape::until(&cluster.nodes[0], "writes go on", |now| {
+        now.sum("storageos_volume_writable", &volume) == Some(1.0)
+    });
+    writer.ends_well();
+    cluster.unmount(&mount);
+}
+
+#[test]
 fn corruption_that_a_scrub_repairs_is_counted() {
     let mut cluster = Cluster::start(2);
     cluster.create("data", 1);
