@@ -8,7 +8,7 @@ use crate::api::{ApiError, Code, DEFAULT_SOCKET, SOCKET_IN_DATA_DIR, group_id};
 use crate::cluster::Timing;
 use crate::docker::DoorError;
 use crate::fdstore::{self, FdStoreConfig};
-use crate::node::{ApiSocket, ControlConfig, Daemon, NodeConfig, RecentLog, Start, StartError};
+use crate::node::{self, ApiSocket, ControlConfig, Daemon, NodeConfig, RecentLog, Start, StartError};
 use crate::replication::Options;
 use std::io::Write;
 use std::process::ExitCode;
@@ -167,9 +167,7 @@ fn config(options: RunOptions, log: Arc<RecentLog>) -> Result<NodeConfig, ApiErr
         timing,
         metrics: options.metrics,
         log: Some(log),
-        command_line: std::env::args_os()
-            .map(|word| word.to_string_lossy().into_owned())
-            .collect(),
+        command_line: node::without_secrets(std::env::args_os().map(|word| word.to_string_lossy().into_owned())),
         scrub: (options.scrub_days.0 > 0.0).then(|| Duration::from_secs_f64(options.scrub_days.0 * 86400.0)),
     })
 }

@@ -127,7 +127,7 @@ impl Shared {
         let log = self.config.log.as_ref().map(|log| log.lines()).unwrap_or_default();
         Diagnosis {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            command_line: redact::words(self.config.command_line.clone()),
+            command_line: self.config.command_line.clone(),
             machine: process::machine().to_string(),
             metrics: redact::text(&self.scrape().await),
             log: log.iter().map(|line| redact::line(line)).collect(),

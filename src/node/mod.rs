@@ -53,6 +53,7 @@ pub use daemon::{Attached, Daemon, StartError};
 pub use data_dir::DataDirError;
 pub use plane::ControlConfig;
 pub use recent::RecentLog;
+pub use redact::words as without_secrets;
 pub use transfer::{ImportError, import};
 
 /// Lease of a node: after so long without a sign of life it counts as dead.
@@ -124,7 +125,7 @@ pub struct NodeConfig {
     pub metrics: Option<SocketAddr>,
     /// The log's latest lines, for a bug report.
     pub log: Option<Arc<RecentLog>>,
-    /// How the daemon was started, for a bug report; secrets are taken out there.
+    /// How the daemon was started, for a bug report; see [`without_secrets`].
     pub command_line: Vec<String>,
     /// What holds the mounts when the daemon dies, for the next one; `None`: they end with it.
     pub outlive: Option<FdStoreConfig>,

@@ -30,8 +30,9 @@ fn is_secret(name: &str) -> bool {
         })
 }
 
-/// The words of a command line.
-pub(super) fn words(words: impl IntoIterator<Item = String>) -> Vec<String> {
+/// The words of a command line, for others to see.
+#[must_use]
+pub fn words(words: impl IntoIterator<Item = String>) -> Vec<String> {
     let mut after = false;
     let redact = |word: String| {
         let secret = std::mem::take(&mut after);

@@ -302,7 +302,7 @@ fn a_scrape_answers_while_writes_wait_and_says_so() {
         &[
             "storageos.com/replicas=2",
             "storageos.com/failure.mode=hard",
-            "storageos.com/io.timeout=1h",
+            "storageos.com/io.timeout=60m",
         ],
     );
     let mount = cluster.mount(0, "default/data");
