@@ -331,6 +331,8 @@ impl Cluster {
         let serial = CLUSTERS.fetch_add(1, Ordering::Relaxed);
         let pid = std::process::id();
         let directory = PathBuf::from(format!("/var/tmp/st-{pid}-{serial}"));
+        // What a killed test process of the same number left is not this cluster's.
+        clear(&directory);
         fs::create_dir_all(&directory).unwrap();
         let host = |index: usize| {
             let b = 16 + (pid >> 8) % 200;
@@ -568,16 +570,21 @@ impl Drop for Cluster {
             // Ends what holds the mounts of a dead daemon: so do the mounts.
             node.end_descriptor_store();
         }
-        let _ = Command::new("bash")
-            .args([
-                "-c",
-                "for m in $(grep -o \" $0[^ ]*\" /proc/mounts); do umount -l -i $m; done",
-            ])
-            .arg(&self.directory)
-            .stderr(Stdio::null())
-            .status();
-        let _ = fs::remove_dir_all(&self.directory);
+        clear(&self.directory);
     }
+}
+
+/// Takes away what is left of a cluster's directory, and what is mounted in it.
+fn clear(directory: &Path) {
+    let _ = Command::new("bash")
+        .args([
+            "-c",
+            "for m in $(grep -o \" $0[^ ]*\" /proc/mounts); do umount -l -i $m; done",
+        ])
+        .arg(directory)
+        .stderr(Stdio::null())
+        .status();
+    let _ = fs::remove_dir_all(directory);
 }
 
 /// Puts a disk of its own, in memory, under a node's directory, which is made.
