@@ -28,6 +28,7 @@ pub(super) fn run(options: RunOptions, debug: bool) -> Result<ExitCode, ApiError
     let level = if debug { "debug" } else { "info" };
     logs(level, options.log_format == "json", Some(log.clone()));
     let config = config(options, log)?;
+    keep_large_buffers_apart();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -36,6 +37,18 @@ pub(super) fn run(options: RunOptions, debug: bool) -> Result<ExitCode, ApiError
     // What a mount waits for may never come.
     runtime.shutdown_timeout(LEFT);
     Ok(ExitCode::SUCCESS)
+}
+
+/// `fuser` allocates 16 MiB for each event loop and uses the first of them. As a mapping of its own such a buffer costs what is used; glibc, once one was freed,
+/// takes the next from memory that was used before, and clears all of it. The second setting is what glibc has by itself after the first such buffer.
+fn keep_large_buffers_apart() {
+    #[cfg(target_env = "gnu")]
+    for (what, bytes) in [(libc::M_MMAP_THRESHOLD, 8 << 20), (libc::M_TRIM_THRESHOLD, 32 << 20)] {
+        // SAFETY: it changes settings of the allocator, before there is a second thread.
+        if unsafe { libc::mallopt(what, bytes) } != 1 {
+            tracing::debug!(what, "the allocator does not take a setting");
+        }
+    }
 }
 
 /// Holds mounts for a daemon (see [`crate::fdstore`]).
