@@ -3,7 +3,7 @@
 //! The modules are layers; an arrow may only point down this list:
 //! [`cli`], [`api`] and [`docker`] (doors) → [`node`] (composition) → [`fuse`] → [`fs`] → [`replication`] → [`block`];
 //! [`cluster`] (control plane) and [`rpc`] (transport) stand beside them, [`trust`] (certificates and tokens), [`volume`] (pure rules), [`metrics`] (counters and
-//! their text) and [`exec`] (threads, tasks and time) below all.
+//! their text), [`exec`] (threads, tasks and time) and `os` (what the operating system offers) below all.
 //! `ARCHITECTURE.md` is the map.
 
 pub mod api;
@@ -17,6 +17,7 @@ pub mod fs;
 pub mod fuse;
 pub mod metrics;
 pub mod node;
+mod os;
 pub mod replication;
 pub mod rpc;
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! The Unix socket of the API: only root may use it, or a group that an operator names, and a socket file left by a dead daemon is replaced, one of a
 //! living daemon never.
 
+use crate::os;
 use std::io;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use tokio::net::UnixListener;
 
@@ -30,6 +30,18 @@ pub enum SocketError {
     },
 }
 
+impl SocketError {
+    /// Of what [`os::socket`] says of a path.
+    pub(crate) fn of(path: &Path, source: io::Error) -> Self {
+        let path = path.to_owned();
+        match source.kind() {
+            io::ErrorKind::AddrInUse => Self::InUse(path),
+            io::ErrorKind::AlreadyExists => Self::NotASocket(path),
+            _ => Self::Io { path, source },
+        }
+    }
+}
+
 /// The id of a group, as /etc/group says.
 ///
 /// # Errors
@@ -52,39 +64,8 @@ pub fn group_id(name: &str) -> io::Result<u32> {
 /// # Errors
 /// See [`SocketError`].
 pub fn bind(path: &Path, group: Option<u32>) -> Result<UnixListener, SocketError> {
-    let failed = |source| SocketError::Io {
-        path: path.to_owned(),
-        source,
-    };
-    if let Some(directory) = path.parent().filter(|d| !d.as_os_str().is_empty()) {
-        std::fs::create_dir_all(directory).map_err(failed)?;
-    }
-    match std::fs::symlink_metadata(path) {
-        Ok(found) if !found.file_type().is_socket() => return Err(SocketError::NotASocket(path.to_owned())),
-        // A refused connection is a dead daemon's; anything else, a full backlog too, may be a living one.
-        Ok(_) => match std::os::unix::net::UnixStream::connect(path) {
-            Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound) => {}
-            _ => return Err(SocketError::InUse(path.to_owned())),
-        },
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(failed(error)),
-    }
-    let mut fresh = path.as_os_str().to_owned();
-    fresh.push(format!(".{}", std::process::id()));
-    let fresh = PathBuf::from(fresh);
-    match std::fs::remove_file(&fresh) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-        _ => {}
-    }
-    let listener = UnixListener::bind(&fresh).map_err(failed)?;
     let mode = if group.is_some() { 0o660 } else { 0o600 };
-    std::os::unix::fs::chown(&fresh, None, group)
-        .and_then(|()| std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(mode)))
-        .and_then(|()| std::fs::rename(&fresh, path))
-        .map_err(|source| {
-            // The error that matters is the first one.
-            let _ = std::fs::remove_file(&fresh);
-            failed(source)
-        })?;
-    Ok(listener)
+    os::socket::claim(path)
+        .and_then(|()| os::socket::in_place(path, mode, group, |fresh| UnixListener::bind(fresh)))
+        .map_err(|error| SocketError::of(path, error))
 }

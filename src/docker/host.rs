@@ -3,6 +3,7 @@
 //! The real one mounts and unmounts as `mount(8)` and `umount(8)` do, by the mount helper's library and through the daemon's own socket. Everything
 //! blocks, at most as long as the helper waits.
 
+use crate::os::process::Stat;
 use mount_helper::mountinfo::{self, FS_TYPE};
 use mount_helper::options::MountOptions;
 use mount_helper::{MountArguments, MountError, UnmountFlags};
@@ -161,10 +162,9 @@ impl HostMounts for Machine {
     }
 }
 
-/// When a process started, from its line in /proc/PID/stat: the 22nd field. The second one, its name, may hold anything.
+/// When a process started, from its line in /proc/PID/stat.
 fn started(stat: &str) -> Option<u64> {
-    let (_, rest) = stat.rsplit_once(')')?;
-    rest.split_whitespace().nth(19)?.parse().ok()
+    Stat::of(stat)?.started()
 }
 
 #[cfg(test)]

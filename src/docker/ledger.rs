@@ -17,13 +17,14 @@
 
 use super::host::{HostMounts, Place, Process};
 use crate::api::{ApiError, Code};
+use crate::os;
 use crate::volume::DEFAULT_NAMESPACE;
 use mount_helper::MountError;
 use parking_lot::{Condvar, Mutex};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, DirBuilder, File};
-use std::io::{self, Write};
+use std::fs::{self, DirBuilder};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -524,18 +525,10 @@ fn read(file: &Path) -> Result<BTreeMap<String, Users>, LedgerError> {
     }
 }
 
-/// Writes a file so that a crash leaves the whole file or the one before.
 fn write(file: &Path, content: &LedgerFile) -> io::Result<()> {
-    let fresh = file.with_extension("json.new");
-    let mut out = File::create(&fresh)?;
-    out.write_all(&serde_json::to_vec(content)?)?;
-    out.write_all(b"\n")?;
-    out.sync_all()?;
-    fs::rename(&fresh, file)?;
-    match file.parent() {
-        Some(directory) => File::open(directory)?.sync_all(),
-        None => Ok(()),
-    }
+    let mut text = serde_json::to_vec(content)?;
+    text.push(b'\n');
+    os::file::replace(file, &text, 0o666)
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! The ledger's rules on a machine that only remembers what is mounted.
 
 use super::*;
+use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 

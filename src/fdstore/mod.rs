@@ -13,8 +13,9 @@ mod wire;
 
 pub use process::run;
 
+use crate::os;
 use parking_lot::Mutex;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags};
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -191,7 +192,8 @@ impl FdStore {
         let connection = Arc::downgrade(connection);
         let watch = move || {
             let mut fds = [PollFd::new(&watched, PollFlags::RDHUP)];
-            while matches!(poll(&mut fds, None), Err(rustix::io::Errno::INTR)) {}
+            // An error is as good as its end: then it is looked at.
+            let _ = os::wait::ready(&mut fds, None);
             if let Some(mut child) = child {
                 let _ = child.wait();
             }

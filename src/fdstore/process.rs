@@ -2,14 +2,15 @@
 //! for so long that what it holds is of no use.
 
 use super::wire::{self, Answer, Request};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use crate::os;
+use rustix::event::{PollFd, PollFlags};
 use rustix::net::{RecvFlags, SocketAddrUnix, SocketFlags};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// Whoever started it comes at once.
@@ -73,21 +74,13 @@ fn prepare() {
     let _ = rustix::process::setrlimit(resource, limit);
 }
 
-/// Makes the socket under another name and moves it into place, so that nobody connects before its mode is set.
 fn listen(path: &Path) -> io::Result<OwnedFd> {
-    let mut fresh = path.as_os_str().to_owned();
-    fresh.push(".new");
-    let fresh = PathBuf::from(fresh);
-    match fs::remove_file(&fresh) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let listener = wire::socket()?;
-    rustix::net::bind(&listener, &SocketAddrUnix::new(&*fresh)?)?;
-    fs::set_permissions(&fresh, fs::Permissions::from_mode(0o600))?;
-    rustix::net::listen(&listener, 4)?;
-    fs::rename(&fresh, path)?;
-    Ok(listener)
+    os::socket::in_place(path, 0o600, None, |fresh| {
+        let listener = wire::socket()?;
+        rustix::net::bind(&listener, &SocketAddrUnix::new(fresh)?)?;
+        rustix::net::listen(&listener, 4)?;
+        Ok(listener)
+    })
 }
 
 enum Turn {
@@ -99,23 +92,14 @@ enum Turn {
 }
 
 fn next(listener: &OwnedFd, daemon: Option<&OwnedFd>, until: Option<Instant>) -> io::Result<Turn> {
-    loop {
-        let left = until.map(|until| until.saturating_duration_since(Instant::now()));
-        let timeout = left.map(|left| Timespec {
-            tv_sec: left.as_secs().cast_signed(),
-            tv_nsec: left.subsec_nanos().into(),
-        });
-        let mut fds = vec![PollFd::new(listener, PollFlags::IN)];
-        fds.extend(daemon.map(|daemon| PollFd::new(daemon, PollFlags::IN)));
-        match poll(&mut fds, timeout.as_ref()) {
-            Ok(0) => return Ok(Turn::TimeIsOver),
-            // What the daemon said goes first: a newer one takes its place.
-            Ok(_) if fds.get(1).is_some_and(|fd| !fd.revents().is_empty()) => return Ok(Turn::Packet),
-            Ok(_) => return Ok(Turn::Arrival),
-            Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
+    let mut fds = vec![PollFd::new(listener, PollFlags::IN)];
+    fds.extend(daemon.map(|daemon| PollFd::new(daemon, PollFlags::IN)));
+    Ok(match os::wait::ready(&mut fds, until)? {
+        false => Turn::TimeIsOver,
+        // What the daemon said goes first: a newer one takes its place.
+        true if fds.get(1).is_some_and(|fd| !fd.revents().is_empty()) => Turn::Packet,
+        true => Turn::Arrival,
+    })
 }
 
 /// Answers one packet.

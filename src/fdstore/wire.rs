@@ -1,7 +1,8 @@
 //! The words between a daemon and its store.
 
 use super::DESCRIPTORS_MAX;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use crate::os;
+use rustix::event::{PollFd, PollFlags};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, SocketAddrUnix, SocketFlags, SocketType, recvmsg, sendmsg, socket_with,
@@ -89,20 +90,11 @@ pub(super) fn send<T: Serialize>(connection: impl AsFd, words: &T, descriptors: 
 
 /// One packet and the descriptors beside it.
 pub(super) fn receive<T: DeserializeOwned>(connection: impl AsFd, within: Duration) -> io::Result<(T, Vec<OwnedFd>)> {
-    let deadline = Instant::now() + within;
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let timeout = Timespec {
-            tv_sec: left.as_secs().cast_signed(),
-            tv_nsec: left.subsec_nanos().into(),
-        };
-        match poll(&mut [PollFd::new(&connection, PollFlags::IN)], Some(&timeout)) {
-            Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
-            Ok(_) => return receive_now(connection),
-            Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
+    let mut fds = [PollFd::new(&connection, PollFlags::IN)];
+    if !os::wait::ready(&mut fds, Some(Instant::now() + within))? {
+        return Err(io::ErrorKind::TimedOut.into());
     }
+    receive_now(connection)
 }
 
 /// The packet that is there.

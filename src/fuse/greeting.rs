@@ -7,9 +7,10 @@
 
 use super::adapter::{Adapter, Shared};
 use super::mount::ServeError;
+use crate::os;
 use fuser::{Config, Session, SessionACL};
 use parking_lot::{Condvar, Mutex};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{FileType, fstat, major, minor};
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, socketpair};
 use std::io;
@@ -212,22 +213,13 @@ fn clone_device(fd: &OwnedFd) -> io::Result<OwnedFd> {
 /// Refuses what would make the handshake wait for ever or read nonsense.
 fn check_descriptor(fd: &OwnedFd) -> Result<(), ServeError> {
     check_kind(fd)?;
-    let deadline = Instant::now() + GREETING;
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let timeout = Timespec {
-            tv_sec: left.as_secs().cast_signed(),
-            tv_nsec: left.subsec_nanos().into(),
-        };
-        let mut fds = [PollFd::new(fd, PollFlags::IN)];
-        match poll(&mut fds, Some(&timeout)) {
-            Ok(0) => return Err(ServeError::NotFuse),
-            Ok(_) if fds[0].revents().contains(PollFlags::IN) && !fds[0].revents().contains(PollFlags::ERR) => {
-                return Ok(());
-            }
-            Err(rustix::io::Errno::INTR) => {}
-            _ => return Err(ServeError::NotFuse),
-        }
+    let mut fds = [PollFd::new(fd, PollFlags::IN)];
+    let greeted = os::wait::ready(&mut fds, Some(Instant::now() + GREETING)).unwrap_or(false);
+    let events = fds[0].revents();
+    if greeted && events.contains(PollFlags::IN) && !events.contains(PollFlags::ERR) {
+        Ok(())
+    } else {
+        Err(ServeError::NotFuse)
     }
 }
 

@@ -6,12 +6,12 @@
 
 use super::mount::{DEFAULT_LOOPS, LiveMount, MountEnd, MountHandle, ServeError, ServeOptions, resume, serve};
 use crate::fs::FileSystem;
+use crate::os;
 use mount_helper::protocol::{self, Answer, MountRequest, Request};
 use parking_lot::{Condvar, Mutex};
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -104,7 +104,10 @@ impl Handoff {
     /// # Errors
     /// `AddrInUse` if another daemon answers there; the file system's.
     pub fn listen(&self, socket: &Path) -> io::Result<HandoffServer> {
-        let listener = Arc::new(bind(socket)?);
+        os::socket::claim(socket)?;
+        let listener = Arc::new(os::socket::in_place(socket, 0o600, None, |fresh| {
+            UnixListener::bind(fresh)
+        })?);
         let stopping = Arc::new(AtomicBool::new(false));
         let (serving, accepting, stop) = (self.0.clone(), listener.clone(), stopping.clone());
         let thread = std::thread::Builder::new().name("mount-socket".into());
@@ -157,34 +160,6 @@ impl Drop for HandoffServer {
         }
         let _ = std::fs::remove_file(&self.path);
     }
-}
-
-/// Makes the socket under another name and moves it into place, so that nobody can connect before its mode is set.
-fn bind(path: &Path) -> io::Result<UnixListener> {
-    if let Some(directory) = path.parent().filter(|d| !d.as_os_str().is_empty()) {
-        std::fs::create_dir_all(directory)?;
-    }
-    match std::fs::symlink_metadata(path) {
-        Ok(found) if !found.file_type().is_socket() => return Err(io::ErrorKind::AlreadyExists.into()),
-        Ok(_) => match UnixStream::connect(path) {
-            // A refused connection is a dead daemon's.
-            Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound) => {}
-            _ => return Err(io::ErrorKind::AddrInUse.into()),
-        },
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error),
-    }
-    let mut fresh = path.as_os_str().to_owned();
-    fresh.push(format!(".{}", std::process::id()));
-    let fresh = PathBuf::from(fresh);
-    match std::fs::remove_file(&fresh) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let listener = UnixListener::bind(&fresh)?;
-    std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o600))?;
-    std::fs::rename(&fresh, path)?;
-    Ok(listener)
 }
 
 fn accept(listener: &UnixListener, server: &Arc<Server>, stopping: &AtomicBool) {

@@ -26,11 +26,7 @@ pub(super) fn handoff(shared: &Weak<Shared>) -> Handoff {
 /// Serves mount helpers beside an API socket, until the answer is dropped.
 pub(super) fn listen(handoff: &Handoff, api_socket: &Path) -> Result<HandoffServer, SocketError> {
     let path = mount_socket(api_socket);
-    handoff.listen(&path).map_err(|source| match source.kind() {
-        std::io::ErrorKind::AddrInUse => SocketError::InUse(path),
-        std::io::ErrorKind::AlreadyExists => SocketError::NotASocket(path),
-        _ => SocketError::Io { path, source },
-    })
+    handoff.listen(&path).map_err(|error| SocketError::of(&path, error))
 }
 
 struct Backend {

@@ -4,12 +4,13 @@
 //! first start and when the node becomes a member of a cluster, atomically. `control/` and `volumes/` belong to the control plane and to replication; only
 //! their owner may look into them. `tls/` is [`crate::trust::Credentials`]'s.
 
+use crate::os;
 use crate::volume::{ClusterId, NodeId};
 use parking_lot::Mutex;
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -133,7 +134,7 @@ impl DataDir {
             Ok(bytes) => Self::check(&file, &bytes, name)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let node = NodeFile::new(NodeId::random(), name.ok_or(DataDirError::NoName)?, None);
-                write_atomically(&file, &node).map_err(io_error(&file))?;
+                write(&file, &node).map_err(io_error(&file))?;
                 node
             }
             Err(error) => return Err(io_error(&file)(error)),
@@ -206,7 +207,7 @@ impl DataDir {
     pub fn set_cluster(&self, cluster: ClusterId) -> Result<(), DataDirError> {
         let mut kept = self.cluster.lock();
         let path = self.path.join("node.json");
-        write_atomically(&path, &NodeFile::new(self.id, &self.name, Some(cluster)))
+        write(&path, &NodeFile::new(self.id, &self.name, Some(cluster)))
             .map_err(|source| DataDirError::Io { path, source })?;
         *kept = Some(cluster);
         Ok(())
@@ -241,18 +242,10 @@ impl DataDir {
     }
 }
 
-/// Writes a file so that a crash leaves the whole file or none.
-fn write_atomically(file: &Path, node: &NodeFile) -> io::Result<()> {
-    let fresh = file.with_extension("json.new");
-    let mut out = File::create(&fresh)?;
-    out.write_all(&serde_json::to_vec_pretty(node)?)?;
-    out.write_all(b"\n")?;
-    out.sync_all()?;
-    fs::rename(&fresh, file)?;
-    match file.parent() {
-        Some(directory) => File::open(directory)?.sync_all(),
-        None => Ok(()),
-    }
+fn write(file: &Path, node: &NodeFile) -> io::Result<()> {
+    let mut text = serde_json::to_vec_pretty(node)?;
+    text.push(b'\n');
+    os::file::replace(file, &text, 0o666)
 }
 
 #[cfg(test)]

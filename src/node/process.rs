@@ -3,6 +3,7 @@
 //! Reads `/proc/self`, `/proc` and `/etc/os-release`; what cannot be read is left out.
 
 use crate::metrics::{Exposition, Metric};
+use crate::os::process::Stat;
 use serde_json::{Value, json};
 use std::fs;
 
@@ -10,7 +11,7 @@ use std::fs;
 pub(super) fn add(out: &mut Exposition) {
     if let Some(stat) = fs::read_to_string("/proc/self/stat")
         .ok()
-        .and_then(|text| Stat::parse(&text))
+        .and_then(|text| Usage::parse(&text))
     {
         let ticks = rustix::param::clock_ticks_per_second() as f64;
         out.add(Metric::ProcessCpu, &[], stat.cpu as f64 / ticks);
@@ -35,7 +36,7 @@ pub(super) fn add(out: &mut Exposition) {
 
 /// What is taken from `/proc/self/stat`.
 #[derive(Debug, PartialEq, Eq)]
-struct Stat {
+struct Usage {
     /// Clock ticks of user and system time.
     cpu: u64,
     threads: u64,
@@ -45,17 +46,14 @@ struct Stat {
     resident: u64,
 }
 
-impl Stat {
+impl Usage {
     fn parse(text: &str) -> Option<Self> {
-        // The name may hold spaces and parentheses; the fields after it are counted from 3.
-        let rest = &text[text.rfind(')')? + 1..];
-        let fields: Vec<&str> = rest.split_whitespace().collect();
-        let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
+        let stat = Stat::of(text)?;
         Some(Self {
-            cpu: field(14)? + field(15)?,
-            threads: field(20)?,
-            start: field(22)?,
-            resident: field(24)?,
+            cpu: stat.field(14)? + stat.field(15)?,
+            threads: stat.field(20)?,
+            start: stat.started()?,
+            resident: stat.field(24)?,
         })
     }
 }
@@ -102,16 +100,16 @@ mod tests {
     fn a_stat_line_is_read_whatever_the_name() {
         let line =
             "7 (a) b (c) S 1 7 7 0 -1 4194560 1 2 3 4 500 60 0 0 20 0 9 0 12345 1000000 321 18446744073709551615 1";
-        let stat = Stat::parse(line);
-        let expected = Stat {
+        let stat = Usage::parse(line);
+        let expected = Usage {
             cpu: 560,
             threads: 9,
             start: 12345,
             resident: 321,
         };
         assert_eq!(stat, Some(expected));
-        assert_eq!(Stat::parse("7 (a"), None);
-        assert_eq!(Stat::parse("7 (a) S 1"), None);
+        assert_eq!(Usage::parse("7 (a"), None);
+        assert_eq!(Usage::parse("7 (a) S 1"), None);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! as a whole, so key and certificate always belong together; only its owner can read it (0600, in a directory with 0700).
 
 use super::{Issued, Key, TrustError};
+use crate::os;
 use crate::volume::{ClusterId, NodeId};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -11,9 +12,9 @@ use jiff::Timestamp;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use std::fmt;
-use std::fs::{self, DirBuilder, File};
-use std::io::{ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::fs::{self, DirBuilder};
+use std::io::ErrorKind;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
 
 /// The directory in a node's data directory.
@@ -170,16 +171,7 @@ impl Credentials {
                 Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
                 _ => fs::set_permissions(&directory, fs::Permissions::from_mode(0o700))?,
             }
-            let fresh = directory.join("node.pem.new");
-            match fs::remove_file(&fresh) {
-                Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-            let mut out = File::options().write(true).create_new(true).mode(0o600).open(&fresh)?;
-            out.write_all(self.text().as_bytes())?;
-            out.sync_all()?;
-            fs::rename(&fresh, directory.join(FILE))?;
-            File::open(&directory)?.sync_all()
+            os::file::replace(&directory.join(FILE), self.text().as_bytes(), 0o600)
         };
         write().map_err(|error| TrustError::File(format!("{}: {error}", directory.join(FILE).display())))
     }
