@@ -56,7 +56,8 @@ fn checksum(record: &[u8]) -> [u8; 32] {
     *hasher.finalize().as_bytes()
 }
 
-fn word(bytes: &[u8], at: usize) -> Option<u64> {
+/// The number at a place.
+pub(super) fn word(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
 }
 

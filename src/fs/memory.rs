@@ -12,7 +12,7 @@
 //! ones were answered since the last record. Invariant: a file with a valid head holds every acknowledged operation that the device may lack; when that
 //! cannot be kept (no memory, an operation larger than the ring) the file is emptied until a commit has covered everything.
 
-use super::log::{Change, decode_changes, encode_change};
+use super::log::{Change, decode_changes, encode_change, word};
 use super::{FsError, Ino};
 use rustix::fs::{MemfdFlags, memfd_create};
 use std::collections::{BTreeMap, BTreeSet};
@@ -113,7 +113,6 @@ impl Memory {
                 sequence: fresh_sequence(),
             },
             logging: true,
-            valid: false,
             unanswered: BTreeMap::new(),
             answered: Vec::new(),
             buffer: Vec::new(),
@@ -166,8 +165,6 @@ pub(super) struct MemoryLog {
     tail: Position,
     /// Records are being written.
     logging: bool,
-    /// The file has a head, so a next daemon may trust it.
-    valid: bool,
     /// Requests that are done and not answered, and where the log says so.
     unanswered: BTreeMap<u64, u64>,
     /// Answered since the last record.
@@ -227,7 +224,7 @@ impl MemoryLog {
             // Without memory to write to, giving some back does not fail.
             tracing::error!(%error, "a mount's memory log cannot be emptied: this mount must not outlive its daemon");
         }
-        (self.logging, self.valid) = (false, false);
+        self.logging = false;
     }
 
     /// A request was answered: it will not come again.
@@ -297,10 +294,10 @@ impl MemoryLog {
         head.extend_from_slice(&self.key);
         let sum = blake3::hash(&head);
         head.extend_from_slice(sum.as_bytes());
-        match self.file.write_all_at(&head, HEADS[(self.number % 2) as usize]) {
-            Ok(()) => self.valid = true,
+        let place = HEADS[(self.number % 2) as usize];
+        if let Err(error) = self.file.write_all_at(&head, place) {
             // The old head stands for more than is missing; without one there is none.
-            Err(error) => tracing::debug!(%error, valid = self.valid, "a mount's memory log has no new head"),
+            tracing::debug!(%error, "a mount's memory log has no new head");
         }
     }
 }
@@ -310,10 +307,6 @@ struct Head {
     position: u64,
     sequence: u64,
     key: [u8; 16],
-}
-
-fn word(bytes: &[u8], at: usize) -> Option<u64> {
-    Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
 }
 
 fn half_word(bytes: &[u8], at: usize) -> Option<u32> {
