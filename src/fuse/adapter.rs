@@ -40,7 +40,7 @@ pub(super) struct Shared {
     pub(super) pool: Pool,
     pub(super) requests: Requests,
     pub(super) gate: Gate,
-    pub(super) flows: Arc<Flows>,
+    pub(super) flows: Flows,
 }
 
 /// The handler that `fuser` calls.
@@ -110,17 +110,17 @@ impl Adapter {
         kind: Kind,
         arguments: A,
         reply: R,
-        run: fn(&FileSystem, A, R),
+        run: fn(&Shared, A, R),
     ) {
         self.count(kind);
         if let Some(_inline) = self.shared.pool.try_inline() {
-            return run(self.fs(), arguments, reply);
+            return run(&self.shared, arguments, reply);
         }
-        let fs = self.shared.fs.clone();
+        let shared = self.shared.clone();
         self.shared.pool.hand_over(
             lane,
             (arguments, reply),
-            move |(arguments, reply)| run(&fs, arguments, reply),
+            move |(arguments, reply)| run(&shared, arguments, reply),
             |(_, reply)| reply.fail(Errno::ENOMEM),
         );
     }
@@ -142,7 +142,7 @@ impl Adapter {
             kind,
             arguments,
             reply,
-            |fs, (id, a, run, again), reply| {
+            |Shared { fs, .. }, (id, a, run, again), reply| {
                 let first = id & !SENT_AGAIN;
                 if id != first && fs.has_done(first) {
                     again(fs, a, reply);
@@ -278,9 +278,15 @@ impl fuser::Filesystem for Adapter {
             kill_suid: size.is_some() && request.uid() != 0,
         };
         let lane = if size.is_some() { Lane::Write } else { Lane::Change };
-        self.may_wait(lane, Kind::Setattr, (ino.0, set), reply, |fs, (ino, set), reply| {
-            answer_attr(Kind::Setattr, ino, reply, fs.setattr(ino, &set));
-        });
+        self.may_wait(
+            lane,
+            Kind::Setattr,
+            (ino.0, set),
+            reply,
+            |Shared { fs, .. }, (ino, set), reply| {
+                answer_attr(Kind::Setattr, ino, reply, fs.setattr(ino, &set));
+            },
+        );
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
@@ -442,13 +448,13 @@ impl fuser::Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let arguments = (self.shared.flows.clone(), Instant::now(), ino.0, offset, size);
+        let arguments = (Instant::now(), ino.0, offset, size);
         self.may_wait(
             Lane::Read,
             Kind::Read,
             arguments,
             reply,
-            |fs, (flows, since, ino, offset, size), reply| {
+            |Shared { fs, flows, .. }, (since, ino, offset, size), reply| {
                 let result = fs.read(ino, offset, size);
                 flows.read.done(since, result.as_ref().map(|data| data.len()));
                 match result {
@@ -476,13 +482,13 @@ impl fuser::Filesystem for Adapter {
         // Not `may_wait`: the event loop's buffer is copied only when a worker gets the request.
         let since = Instant::now();
         if let Some(_inline) = self.shared.pool.try_inline() {
-            return write(self.fs(), &self.shared.flows, since, ino.0, offset, data, kill, reply);
+            return write(&self.shared, since, ino.0, offset, data, kill, reply);
         }
-        let (fs, flows) = (self.shared.fs.clone(), self.shared.flows.clone());
+        let shared = self.shared.clone();
         self.shared.pool.hand_over(
             Lane::Write,
             (data.to_vec(), reply),
-            move |(data, reply)| write(&fs, &flows, since, ino.0, offset, &data, kill, reply),
+            move |(data, reply)| write(&shared, since, ino.0, offset, &data, kill, reply),
             |(_, reply)| reply.error(Errno::ENOMEM),
         );
     }
@@ -496,13 +502,13 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn fsync(&self, _: &Request, ino: INodeNo, _: FileHandle, data_only: bool, reply: ReplyEmpty) {
-        let arguments = (self.shared.flows.clone(), Instant::now(), ino.0, data_only);
+        let arguments = (Instant::now(), ino.0, data_only);
         self.may_wait(
             Lane::Write,
             Kind::Fsync,
             arguments,
             reply,
-            |fs, (flows, since, ino, data_only), reply| {
+            |Shared { fs, flows, .. }, (since, ino, data_only), reply| {
                 let result = fs.fsync(ino, data_only);
                 flows.sync.done(since, result.as_ref().map(|()| 0));
                 answer_empty(Kind::Fsync, ino, reply, result);
@@ -613,12 +619,18 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let arguments = (ino.0, offset, length, mode, request.uid());
-        self.may_wait(Lane::Write, Kind::Fallocate, arguments, reply, |fs, a, reply| {
-            let (ino, offset, length, mode, uid) = a;
-            let done = fs.fallocate(ino, mode, offset, length);
-            let done = done.and_then(|()| if uid == 0 { Ok(()) } else { clear_set_id(fs, ino) });
-            answer_empty(Kind::Fallocate, ino, reply, done);
-        });
+        self.may_wait(
+            Lane::Write,
+            Kind::Fallocate,
+            arguments,
+            reply,
+            |Shared { fs, .. }, a, reply| {
+                let (ino, offset, length, mode, uid) = a;
+                let done = fs.fallocate(ino, mode, offset, length);
+                let done = done.and_then(|()| if uid == 0 { Ok(()) } else { clear_set_id(fs, ino) });
+                answer_empty(Kind::Fallocate, ino, reply, done);
+            },
+        );
     }
 
     fn lseek(&self, _: &Request, _: INodeNo, _: FileHandle, _: i64, _: i32, reply: ReplyLseek) {
@@ -640,13 +652,19 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         let arguments = (from.0, offset_in, to.0, offset_out, length.min(MAX_COPY));
-        self.may_wait(Lane::Write, Kind::Copy, arguments, reply, |fs, a, reply| {
-            match fs.copy_range(a.0, a.1, a.2, a.3, a.4) {
-                // No more than MAX_COPY, so it fits.
-                Ok(copied) => reply.written(copied as u32),
-                Err(error) => reply.error(errno("copy", a.2, &error)),
-            }
-        });
+        self.may_wait(
+            Lane::Write,
+            Kind::Copy,
+            arguments,
+            reply,
+            |Shared { fs, .. }, a, reply| {
+                match fs.copy_range(a.0, a.1, a.2, a.3, a.4) {
+                    // No more than MAX_COPY, so it fits.
+                    Ok(copied) => reply.written(copied as u32),
+                    Err(error) => reply.error(errno("copy", a.2, &error)),
+                }
+            },
+        );
     }
 
     fn ioctl(
@@ -682,24 +700,10 @@ impl fuser::Filesystem for Adapter {
     }
 }
 
-#[allow(
-    clippy::too_many_arguments,
-    reason = "a request's own, when it came, and where that is counted"
-)]
-fn write(
-    fs: &FileSystem,
-    flows: &Flows,
-    since: Instant,
-    ino: u64,
-    offset: u64,
-    data: &[u8],
-    kill_suid: bool,
-    reply: ReplyWrite,
-) {
-    let result = fs.write(ino, offset, data, kill_suid);
-    flows
-        .write
-        .done(since, result.as_ref().map(|written| *written as usize));
+fn write(shared: &Shared, since: Instant, ino: u64, offset: u64, data: &[u8], kill_suid: bool, reply: ReplyWrite) {
+    let result = shared.fs.write(ino, offset, data, kill_suid);
+    let written = result.as_ref().map(|written| *written as usize);
+    shared.flows.write.done(since, written);
     match result {
         Ok(written) => reply.written(written),
         Err(error) => reply.error(errno("write", ino, &error)),

@@ -184,7 +184,7 @@ fn start(
         pool: Pool::new(loops),
         requests: Requests::default(),
         gate: Gate::default(),
-        flows: Arc::default(),
+        flows: Flows::default(),
     });
     let mut config = Config::default();
     config.n_threads = Some(loops);
