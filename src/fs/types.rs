@@ -1,5 +1,6 @@
 //! What callers of the file system pass and get: inode numbers, attributes, options.
 
+use crate::block::BLOCK_SIZE;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// An inode number; also the FUSE node id, so that a restarted daemon can serve the same kernel.
@@ -178,6 +179,14 @@ pub struct StatFs {
     pub files: u64,
     /// Inodes that may still be made.
     pub files_free: u64,
+}
+
+impl StatFs {
+    /// Bytes that files take.
+    #[must_use]
+    pub fn used(&self) -> u64 {
+        self.blocks.saturating_sub(self.free).saturating_mul(BLOCK_SIZE as u64)
+    }
 }
 
 /// A directory entry as readdir shows it.

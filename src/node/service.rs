@@ -10,7 +10,6 @@ use super::journal::Journal;
 use super::mounts::Mounts;
 use super::scrubber::{Pass, Scrubber};
 use crate::api::{ApiError, Code};
-use crate::block::BLOCK_SIZE;
 use crate::exec::sync::Mutex;
 use crate::replication::{CopyError, MasterStatus, ReplicaHost, Verification};
 use crate::rpc::{self, Connection, Identity, Kind, Limits, Payload, Peer, within};
@@ -138,6 +137,12 @@ impl NodeServer {
         rpc::serve(connection, self.serve(), MAX_REQUESTS).await;
     }
 
+    /// Bytes that a copy's sparse data file takes on the disk, if there is one. Blocks.
+    pub(super) fn copy_bytes(&self, volume: VolumeId) -> Option<u64> {
+        let data = self.directory.join(volume.to_string()).join("data");
+        Some(std::fs::metadata(data).ok()?.blocks().saturating_mul(512))
+    }
+
     /// What this node knows of volumes. Blocks.
     pub(super) fn look(&self, volumes: &[VolumeId]) -> BTreeMap<VolumeId, Runtime> {
         let problems = self.problems.lock().clone();
@@ -156,13 +161,11 @@ impl NodeServer {
                     Err(CopyError::Missing) => None,
                     Err(error) => Some(error.to_string()),
                 };
-                // What the sparse data file takes.
-                let data = self.directory.join(volume.to_string()).join("data");
-                runtime.copy_bytes = std::fs::metadata(data).ok().map(|m| m.blocks().saturating_mul(512));
+                runtime.copy_bytes = self.copy_bytes(*volume);
                 if let Some(mount) = self.mounts.get(*volume)
                     && let Ok(space) = mount.fs.statfs()
                 {
-                    runtime.used_bytes = Some(space.blocks.saturating_sub(space.free) * BLOCK_SIZE as u64);
+                    runtime.used_bytes = Some(space.used());
                 }
                 (*volume, runtime)
             })

@@ -15,7 +15,6 @@ use crate::metrics::{Exposition, Metric};
 use crate::replication::Master;
 use crate::volume::{NodeId, Volume, VolumeHealth, VolumeId, VolumeStatus, assess};
 use std::collections::BTreeMap;
-use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -161,11 +160,7 @@ impl Joined {
         let look = tokio::task::spawn_blocking(move || {
             let used = mounts
                 .iter()
-                .filter_map(|mount| {
-                    let space = mount.fs.statfs().ok()?;
-                    let blocks = space.blocks.saturating_sub(space.free);
-                    Some((mount.volume, blocks.saturating_mul(BLOCK_SIZE as u64)))
-                })
+                .filter_map(|mount| Some((mount.volume, mount.fs.statfs().ok()?.used())))
                 .collect();
             looking.0.store(false, Ordering::SeqCst);
             used
@@ -203,12 +198,8 @@ fn volumes(
         if holds || leads || mount.is_some() {
             state(out, joined, view, volume, &names, is_master, master.as_deref());
         }
-        if holds {
-            // What the sparse data file takes.
-            let data = joined.server.directory.join(volume.id.to_string()).join("data");
-            if let Ok(file) = std::fs::metadata(data) {
-                out.add(Metric::VolumeActual, &labels, file.blocks().saturating_mul(512));
-            }
+        if holds && let Some(taken) = joined.server.copy_bytes(volume.id) {
+            out.add(Metric::VolumeActual, &labels, taken);
         }
         if let Some(master) = &master {
             served(out, joined, view, &names, master);
