@@ -30,19 +30,26 @@ pub(super) fn mount(
     Ok(mount_helper::mount(&arguments)?)
 }
 
-/// `20s`, `2m`, `500ms`; a bare number is seconds.
-pub(super) fn parse_time(text: &str) -> Result<Duration, ApiError> {
+/// A whole number of one of these units, as `20s`.
+pub(super) fn in_units(text: &str, units: &[(&str, Duration)]) -> Option<Duration> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
-    let number: Option<u64> = number.parse().ok();
-    let time = match (number, unit) {
-        (Some(n), "" | "s") => Some(Duration::from_secs(n)),
-        (Some(n), "ms") => Some(Duration::from_millis(n)),
-        (Some(n), "m") => n.checked_mul(60).map(Duration::from_secs),
-        _ => None,
-    };
+    let (_, unit) = units.iter().find(|(name, _)| *name == unit)?;
+    unit.checked_mul(number.parse().ok()?)
+}
+
+/// `20s`, `2m`, `500ms`; a bare number is seconds.
+pub(super) fn parse_time(text: &str) -> Result<Duration, ApiError> {
+    let second = Duration::from_secs(1);
+    let units = [
+        ("", second),
+        ("s", second),
+        ("ms", Duration::from_millis(1)),
+        ("m", 60 * second),
+    ];
     // An hour is longer than anybody waits, and far from where adding to a clock could overflow.
-    time.filter(|t| !t.is_zero() && *t <= Duration::from_secs(3600))
+    in_units(text, &units)
+        .filter(|t| !t.is_zero() && *t <= Duration::from_secs(3600))
         .ok_or_else(|| {
             ApiError::new(
                 Code::Usage,

@@ -1,6 +1,7 @@
 //! `storageos cluster token …`, and where a command gets its token from.
 
 use super::args::{Secret, TokenOptions, TokenVerb};
+use super::mount::in_units;
 use super::{for_each, output, print};
 use crate::api::types::{TokenCreate, TokenInfo, TokenMade};
 use crate::api::{ApiError, Client, Code, escape};
@@ -107,23 +108,11 @@ fn from(path: &Path) -> Result<String, ApiError> {
 
 /// A time of seconds to years: `90s`, `30m`, `1h`, `7d`.
 pub(super) fn parse_life(text: &str) -> Result<Duration, ApiError> {
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let unit = match unit {
-        "s" => Some(1),
-        "m" => Some(60),
-        "h" => Some(3600),
-        "d" => Some(86400),
-        _ => None,
-    };
-    let seconds = number
-        .parse::<u64>()
-        .ok()
-        .zip(unit)
-        .and_then(|(n, unit)| n.checked_mul(unit));
+    let units = [("s", 1), ("m", 60), ("h", 3600), ("d", 86400)].map(|(name, n)| (name, Duration::from_secs(n)));
     // Ten years: far from where adding to a date could overflow.
-    let seconds = seconds.filter(|s| (1..=3650 * 86400).contains(s));
-    seconds.map(Duration::from_secs).ok_or_else(|| {
+    let longest = Duration::from_secs(3650 * 86400);
+    let life = in_units(text, &units).filter(|life| !life.is_zero() && *life <= longest);
+    life.ok_or_else(|| {
         ApiError::new(
             Code::Usage,
             format!("{text:?} is not a time: expected as 30m, 1h or 7d, ten years at most"),
