@@ -154,7 +154,7 @@ fn keep(data_dir: &Path, identity: &Identity, credentials: &Credentials) -> Resu
 
 impl Shared {
     fn keep(&self, credentials: &Credentials) -> Result<(), ApiError> {
-        keep(self.data_path(), &self.identity, credentials)
+        keep(self.data.path(), &self.identity, credentials)
             .map_err(|error| ApiError::new(Code::Failed, error.to_string()))
     }
 
@@ -169,7 +169,7 @@ impl Shared {
         let issuer = self
             .identity
             .cluster()
-            .and_then(|cluster| self.plane().known_issuer(cluster));
+            .and_then(|cluster| self.plane.known_issuer(cluster));
         match issuer {
             Some(issuer) => {
                 let made = issuer.certify(self.node);

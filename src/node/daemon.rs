@@ -22,7 +22,7 @@ use crate::api::{self, ApiError, Code, SocketError};
 use crate::cluster::{self, Beats, Catalog, ControlError, RecoverError, View, keep_node_alive};
 use crate::docker::{Door, DoorError, Settings};
 use crate::exec::Runtime;
-use crate::fdstore::FdStore;
+use crate::fdstore::{FdStore, Held};
 use crate::fs::{FileSystem, FsError};
 use crate::fuse::Handoff;
 use crate::replication::{DiskCopies, Environment, ReplicaHost};
@@ -146,7 +146,7 @@ pub(super) struct Shared {
     pub(super) data: DataDir,
     host: Arc<ReplicaHost>,
     pub(super) journal: Arc<Journal>,
-    plane: Plane,
+    pub(super) plane: Plane,
     pub(super) looking: Arc<Looking>,
     /// The mounts, and what an earlier daemon left of its own.
     handoff: Handoff,
@@ -214,16 +214,6 @@ impl Shared {
     /// The same for a member that is not ready yet: what it can tell helps to see why.
     pub(super) fn joining(&self) -> Result<Arc<Joined>, ApiError> {
         self.joined.read().clone().ok_or_else(|| self.not_joined())
-    }
-
-    /// The node's part of the control plane.
-    pub(super) fn plane(&self) -> &Plane {
-        &self.plane
-    }
-
-    /// Where the node keeps everything.
-    pub(super) fn data_path(&self) -> &std::path::Path {
-        self.data.path()
     }
 
     fn not_joined(&self) -> ApiError {
@@ -775,14 +765,26 @@ impl Daemon {
 /// What an earlier daemon left in the descriptor store.
 async fn held(fdstore: Option<Arc<FdStore>>) -> Vec<Kept> {
     let Some(fdstore) = fdstore else { return Vec::new() };
-    let taken = tokio::task::spawn_blocking(move || fdstore.take()).await;
-    match taken.unwrap_or_else(|error| Err(std::io::Error::other(error))) {
-        Ok(held) => held.into_iter().filter_map(Kept::of).collect(),
-        Err(error) => {
+    let take = move || {
+        let held = fdstore.take().unwrap_or_else(|error| {
             tracing::error!(%error, "the mounts of this node's last daemon cannot be had");
             Vec::new()
-        }
-    }
+        });
+        let known = |held: Held| {
+            let name = held.name.clone();
+            let kept = Kept::of(held);
+            if kept.is_none() {
+                // Nobody will go on with it: it ends, as without a store.
+                fdstore.let_go(&name);
+            }
+            kept
+        };
+        held.into_iter().filter_map(known).collect()
+    };
+    tokio::task::spawn_blocking(take).await.unwrap_or_else(|error| {
+        tracing::error!(%error, "the mounts of this node's last daemon cannot be had");
+        Vec::new()
+    })
 }
 
 /// A step of stopping, which must not wait for what may never come.

@@ -80,8 +80,6 @@ impl Note {
 
 /// What an earlier daemon of this node served.
 pub(super) struct Kept {
-    /// In the descriptor store.
-    held_as: String,
     note: Note,
     live: LiveMount,
     memory: OwnedFd,
@@ -90,7 +88,7 @@ pub(super) struct Kept {
 impl Kept {
     /// Of what was held; `None` if it is nothing that this daemon could have left.
     pub(super) fn of(held: Held) -> Option<Self> {
-        let held_as = held.name;
+        let held_as = &held.name;
         let mut descriptors = held.descriptors.into_iter();
         let (Some(fuse), Some(memory), Some(note)) = (descriptors.next(), descriptors.next(), descriptors.next())
         else {
@@ -105,7 +103,6 @@ impl Kept {
             tracing::error!(volume = %note.name, %error, "the mount of an earlier daemon is gone");
         });
         Some(Self {
-            held_as,
             live: live.ok()?,
             note,
             memory,
@@ -209,17 +206,15 @@ impl Mounts {
             volume = %title, mountpoint = %kept.note.mountpoint.display(), why,
             "the mount of this node's last daemon is over, its programs get errors from now on"
         );
-        let (held_as, mountpoint) = (kept.held_as.clone(), kept.note.mountpoint.clone());
+        let mountpoint = kept.note.mountpoint.clone();
         // Nobody holds it any more, so the kernel ends it.
         drop(kept);
         let mounts = self.clone();
-        let let_go = move || {
-            if let Some(store) = &mounts.fdstore {
-                store.let_go(&held_as);
-            }
+        let end = move || {
+            mounts.let_go(volume);
+            detach_dead_mounts(&[mountpoint])
         };
-        let _ = tokio::task::spawn_blocking(let_go).await;
-        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || detach_dead_mounts(&[mountpoint])).await {
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(end).await {
             tracing::warn!(volume = %title, %error, "the mount table cannot be read");
         }
         self.slots.lock().remove(&volume);
