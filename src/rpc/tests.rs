@@ -40,6 +40,19 @@ struct EchoServer {
     served: Arc<AtomicUsize>,
 }
 
+impl EchoServer {
+    /// Waits until it is asked what it never answers.
+    async fn is_asked(&self) {
+        timeout(LONG, async {
+            while self.served.load(Ordering::SeqCst) == 0 {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await
+        .unwrap();
+    }
+}
+
 impl Echo for EchoServer {
     async fn echo(self, _: context::Context, data: Vec<Payload>, sums: Sums) -> (Payload, Sums) {
         let joined: Vec<u8> = data.iter().flat_map(|part| part.to_vec()).collect();
@@ -271,13 +284,7 @@ async fn a_stopped_server_fails_calls_at_once_and_the_next_call_reconnects() {
     let mut lost = peer.watch_lost();
     let client = EchoClient::from(peer.channel().await.unwrap());
     let call = tokio::spawn(async move { client.never(within(LONG)).await });
-    timeout(LONG, async {
-        while service.served.load(Ordering::SeqCst) == 0 {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await
-    .unwrap();
+    service.is_asked().await;
     timeout(LONG, server.stop()).await.unwrap();
     let error = timeout(LONG, call).await.unwrap().unwrap().unwrap_err();
     assert!(matches!(error, RpcError::Shutdown | RpcError::Channel(_)), "{error}");
@@ -478,13 +485,7 @@ async fn a_node_that_is_locked_out_loses_its_connections_and_gets_no_new_ones() 
     a.lock_out(&[NodeId::random()].into());
     assert_eq!(client.number(within(LONG), 3).await.unwrap(), 3);
     let call = tokio::spawn(async move { client.never(within(LONG)).await });
-    timeout(LONG, async {
-        while service.served.load(Ordering::SeqCst) == 0 {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await
-    .unwrap();
+    service.is_asked().await;
     a.lock_out(&[b.node()].into());
     assert!(timeout(LONG, call).await.unwrap().unwrap().is_err());
     let refused = connect(&address, Kind::Data, &b, LONG).await;
