@@ -20,7 +20,7 @@ use super::{NodeConfig, Start, records};
 use crate::api::types::Membership;
 use crate::api::{self, ApiError, Code, SocketError};
 use crate::cluster::{self, Beats, Catalog, ControlError, RecoverError, View, keep_node_alive};
-use crate::docker::{Door, DoorError, Settings};
+use crate::docker::DoorError;
 use crate::exec::Runtime;
 use crate::fdstore::{FdStore, Held};
 use crate::fs::{FileSystem, FsError};
@@ -125,12 +125,12 @@ pub enum StartError {
 
 /// A running daemon. Dropping it without [`Daemon::stop`] leaves its tasks to the end of the runtime, as a crash would.
 pub struct Daemon {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     server: Server,
     /// Cancelled as soon as the daemon is told to stop.
-    leaving: CancellationToken,
-    api_stop: CancellationToken,
-    api_tasks: TaskTracker,
+    pub(super) leaving: CancellationToken,
+    pub(super) api_stop: CancellationToken,
+    pub(super) api_tasks: TaskTracker,
 }
 
 /// What the daemon's parts share.
@@ -149,7 +149,7 @@ pub(super) struct Shared {
     pub(super) plane: Plane,
     pub(super) looking: Arc<Looking>,
     /// The mounts, and what an earlier daemon left of its own.
-    handoff: Handoff,
+    pub(super) handoff: Handoff,
     fdstore: Option<Arc<FdStore>>,
     kept: Mutex<Vec<Kept>>,
     joined: RwLock<Option<Arc<Joined>>>,
@@ -530,80 +530,6 @@ impl Daemon {
         daemon.open_doors()?;
         daemon.begin().await?;
         Ok(daemon)
-    }
-
-    /// Serves the API and the mount helpers on every socket asked for.
-    fn open_doors(&self) -> Result<(), StartError> {
-        let shared = &self.shared;
-        for socket in &shared.config.sockets {
-            let bound = api::bind(&socket.path, shared.config.socket_group).and_then(|listener| {
-                let mounts = super::backend::listen(&shared.handoff, &socket.path)?;
-                Ok((listener, mounts))
-            });
-            let (listener, mounts) = match bound {
-                Ok(bound) => bound,
-                Err(error) if socket.optional => {
-                    tracing::warn!(%error, "the daemon goes on without this API socket");
-                    continue;
-                }
-                Err(error) => return Err(error.into()),
-            };
-            tracing::info!(socket = %socket.path.display(), "API");
-            let (path, operations, stop) = (socket.path.clone(), shared.clone(), self.api_stop.clone());
-            self.api_tasks.spawn(async move {
-                if let Err(error) = api::serve(listener, operations, stop).await {
-                    tracing::error!(%error, "the API's socket failed");
-                }
-                drop(mounts);
-                // The next daemon would replace it, too.
-                let _ = std::fs::remove_file(path);
-            });
-        }
-        self.open_door_for_monitoring()?;
-        self.open_door_for_docker()
-    }
-
-    /// Serves metrics on a TCP address, if that was asked for.
-    fn open_door_for_monitoring(&self) -> Result<(), StartError> {
-        let Some(address) = self.shared.config.metrics else {
-            return Ok(());
-        };
-        let failed = |source| StartError::Metrics { address, source };
-        let listener = std::net::TcpListener::bind(address).map_err(failed)?;
-        listener.set_nonblocking(true).map_err(failed)?;
-        let address = listener.local_addr().map_err(failed)?;
-        let listener = tokio::net::TcpListener::from_std(listener).map_err(failed)?;
-        tracing::info!(%address, "metrics");
-        let serving = api::serve_monitoring(listener, self.shared.clone(), self.api_stop.clone());
-        self.api_tasks.spawn(async move {
-            if let Err(error) = serving.await {
-                tracing::error!(%error, "the address for metrics failed");
-            }
-        });
-        Ok(())
-    }
-
-    /// Serves Docker, if that was asked for; it mounts through the API's first socket.
-    fn open_door_for_docker(&self) -> Result<(), StartError> {
-        let shared = &self.shared;
-        let Some(socket) = &shared.config.docker else {
-            return Ok(());
-        };
-        let Some(api) = shared.config.sockets.iter().find(|socket| !socket.optional) else {
-            tracing::warn!(
-                "no volume driver for Docker: it mounts through an API socket, and there is none that is always there"
-            );
-            return Ok(());
-        };
-        let door = Door::open(&Settings {
-            socket: socket.clone(),
-            api_socket: api.path.clone(),
-            data_directory: shared.data.path().to_owned(),
-        })?;
-        tracing::info!(socket = %socket.display(), "Docker volume driver");
-        self.api_tasks
-            .spawn(door.serve(shared.clone(), self.leaving.clone(), self.api_stop.clone()));
-        Ok(())
     }
 
     /// Goes on in the cluster that the node is in, or makes or joins one as told.

@@ -2,7 +2,7 @@
 //!
 //! [`Daemon::start`] with a [`NodeConfig`] gives a running node, in this process; `storageos node run` is no more than that.
 //!
-//! Inside: [`daemon`] is the life cycle; `volumes` reacts to the control store's view, with a `keeper` for each volume whose
+//! Inside: [`daemon`] is the life cycle, `doors` who may ask it; `volumes` reacts to the control store's view, with a `keeper` for each volume whose
 //! master is here; `mounts` and `unmount` are the life of a mount, over the `switch` device, `kept` its life after a daemon's death; `service` is what daemons ask
 //! each other; `admission` is who may be a node at all; `operations` and `inspect` answer the API; `journal` keeps the events, `scrubber` reads all copies again from time
 //! to time; `telemetry` (with `process`) gathers the metrics, `readiness` says whether the node can work, `diagnostics` makes the archive for a bug report, with
@@ -15,6 +15,7 @@ pub(crate) mod control;
 mod daemon;
 mod data_dir;
 mod diagnostics;
+mod doors;
 mod inspect;
 mod journal;
 pub(crate) mod keeper;
