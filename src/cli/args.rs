@@ -1,12 +1,15 @@
 //! The words and flags, as clap reads them. Help texts are written to be read as a manual.
 
 use super::output::Format;
+use super::run::{filter, keep, patient};
+use super::{mount, token};
 use crate::cluster::{EtcdConfig, RaftSettings};
 use crate::docker;
 use crate::node::ControlConfig;
 use clap::{Args, Parser, Subcommand};
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 const ROOT_HELP: &str = "\
 A cluster is a set of nodes, each with one daemon (storageos node run). A volume is a directory tree kept in
@@ -207,7 +210,7 @@ pub(super) struct TokenOptions {
         conflicts_with = "token_file"
     )]
     pub(super) token: Option<Secret>,
-    /// The file that it is in; - for standard input. It is read only while the node is in no cluster
+    /// The file that the token is in; - for standard input. It is read only while the node is in no cluster
     #[arg(long, value_name = "FILE")]
     pub(super) token_file: Option<PathBuf>,
 }
@@ -395,13 +398,14 @@ it is free, a second SIGTERM, or 60 seconds have passed; then everything is comm
 SIGHUP stops the daemon and leaves its mounts: programs wait until the next one, perhaps of a newer version, has started, and go on. So do
 they when the daemon is killed (--keep-mounts).
 
-Logs go to stderr; RUST_LOG chooses what (default info), as RUST_LOG=storageos::replication=debug,info.
+Logs go to stderr; --log-filter or RUST_LOG chooses what (default info), as RUST_LOG=storageos::replication=debug,info.
 
 Examples:
   storageos node run --data-dir /var/lib/storageos --listen 10.0.0.1:5703 --name n1 --init
   storageos node run --data-dir /var/lib/storageos --listen 10.0.0.3:5703 --name n3 --join 10.0.0.1:5703,10.0.0.2:5703 \\
       --token-file /run/token --label storageos.com/deployment=computeonly
   storageos node run --data-dir /var/lib/storageos --listen 10.0.0.1:5703 --name n1 --init --docker
+  storageos node run --config /etc/storageos/config.toml
   storageos node run --data-dir /var/lib/storageos --listen 10.0.0.1:5703 --name n1 --init \\
       --control etcd://10.0.1.1:2379,10.0.1.2:2379,10.0.1.3:2379";
 
@@ -442,13 +446,17 @@ fn docker_socket(text: &str) -> Result<PathBuf, String> {
     docker::is_driver_socket(&path).then_some(path).ok_or_else(error)
 }
 
+/// Each but --config and --token is also a key of the configuration file (see [`super::config_file`]).
 #[derive(Debug, Args)]
 pub(super) struct RunOptions {
+    /// A file with options, as lease = "5s" (storageos-config(5)); what the command line or the environment says wins over it
+    #[arg(long, value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
     /// Directory of everything the daemon keeps
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", required = false, required_unless_present = "config")]
     pub(super) data_dir: PathBuf,
     /// Where to listen for the other nodes
-    #[arg(long, value_name = "ADDR:PORT")]
+    #[arg(long, value_name = "ADDR:PORT", required = false, required_unless_present = "config")]
     pub(super) listen: SocketAddr,
     /// Address that the other nodes use, if not --listen's
     #[arg(long, value_name = "ADDR:PORT")]
@@ -485,29 +493,29 @@ pub(super) struct RunOptions {
     #[arg(long, conflicts_with = "join")]
     pub(super) init: bool,
     /// With a new cluster: how long the certificates of its nodes hold, as 90d; they are renewed when two thirds of it are over
-    #[arg(long, value_name = "TIME", default_value = "365d")]
-    pub(super) certificate_validity: String,
+    #[arg(long, value_name = "TIME", default_value = "365d", value_parser = token::parse_life)]
+    pub(super) certificate_validity: Duration,
     /// After so long without a sign of life a node counts as dead, one whose port refuses connections sooner; the same on every node
-    #[arg(long, value_name = "TIME", default_value = "5s")]
-    pub(super) lease: String,
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = patient)]
+    pub(super) lease: Duration,
     /// After so long without an answer a replica is left out, if the failure mode allows
-    #[arg(long, value_name = "TIME", default_value = "5s")]
-    pub(super) replica_deadline: String,
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = patient)]
+    pub(super) replica_deadline: Duration,
     /// How long a voter of the control plane may be away before another node votes in its place; the same on every node
-    #[arg(long, value_name = "TIME", default_value = "10s")]
-    pub(super) voter_grace: String,
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = mount::parse_time)]
+    pub(super) voter_grace: Duration,
     /// How long a lost copy's node may be away before a new copy takes its place elsewhere, and before its mounts are
     /// released; the same on every node
-    #[arg(long, value_name = "TIME", default_value = "60s")]
-    pub(super) replace_after: String,
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = mount::parse_time)]
+    pub(super) replace_after: Duration,
     /// Join the cluster of one of these members if this node is in none; tried until one answers. With etcd: the cluster that it
     /// holds, no address and no token needed
     #[arg(long, value_name = "ADDR:PORT,…", value_delimiter = ',', num_args = 0..=1)]
     pub(super) join: Option<Vec<String>>,
     /// How long the mounts of a daemon that died, or was told to with SIGHUP, wait for the next daemon to go on with them; 0s: they end
     /// with the daemon
-    #[arg(long, value_name = "TIME", default_value = "60s")]
-    pub(super) keep_mounts: String,
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = keep)]
+    pub(super) keep_mounts: Duration,
     #[command(flatten)]
     pub(super) token: TokenOptions,
     /// Also serve /metrics, /healthz and /readyz on this TCP address, read-only, in plain HTTP and to whoever asks [default: only on the socket]
@@ -519,6 +527,9 @@ pub(super) struct RunOptions {
     /// text or json
     #[arg(long, value_name = "FORMAT", default_value = "text", value_parser = ["text", "json"])]
     pub(super) log_format: String,
+    /// What is logged, as debug, or storageos::replication=debug,info; else RUST_LOG says it [default: info]
+    #[arg(long, value_name = "FILTER", value_parser = filter)]
+    pub(super) log_filter: Option<String>,
 }
 
 #[derive(Debug, Args)]

@@ -5,6 +5,9 @@
 
 mod args;
 mod cluster;
+mod config_file;
+#[cfg(test)]
+mod config_file_tests;
 mod connectivity;
 mod debug;
 mod diagnostics;
@@ -13,7 +16,9 @@ mod events;
 mod mount;
 mod namespace;
 mod node;
+mod notify;
 mod output;
+pub mod reference;
 mod run;
 mod scrub;
 #[cfg(test)]
@@ -25,17 +30,33 @@ mod watch;
 use crate::api::{ApiError, Client, Code, DEFAULT_SOCKET};
 use args::{Cli, Noun};
 use clap::Parser;
+use config_file::Origin;
+use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 /// Parses the command line, does what it says, and returns the exit code.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
-        Err(error) => return usage(&error),
+    let words: Vec<OsString> = std::env::args_os().collect();
+    let (words, origin) = match config_file::complete(words) {
+        Ok(completed) => completed,
+        Err(error) => {
+            report(&error.into());
+            return ExitCode::from(Code::Usage.exit_code());
+        }
     };
-    match dispatch(cli) {
+    let cli = match Cli::try_parse_from(words) {
+        Ok(cli) => cli,
+        Err(error) => {
+            let Some(error) = origin.explain(&error) else {
+                return usage(&error);
+            };
+            report(&error.into());
+            return ExitCode::from(Code::Usage.exit_code());
+        }
+    };
+    match dispatch(cli, &origin) {
         Ok(code) => code,
         Err(error) => {
             report(&error);
@@ -67,11 +88,11 @@ fn report(error: &ApiError) {
     let _ = std::io::stderr().write_all(text.as_bytes());
 }
 
-fn dispatch(cli: Cli) -> Result<ExitCode, ApiError> {
+fn dispatch(cli: Cli, origin: &Origin) -> Result<ExitCode, ApiError> {
     let noun = match cli.noun {
         Noun::Node(args::NodeCommand {
             verb: args::NodeVerb::Run(options),
-        }) => return run::run(*options, cli.debug),
+        }) => return run::run(*options, cli.debug, origin),
         Noun::Node(args::NodeCommand {
             verb: args::NodeVerb::Fdstore(options),
         }) => return run::hold(&options),

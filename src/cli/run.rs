@@ -1,9 +1,10 @@
 //! `storageos node run`: the daemon's process: logs, signals, exit code.
 
 use super::args::{HoldOptions, RunOptions};
+use super::config_file::Origin;
 use super::mount::parse_time;
-use super::token;
 use super::volume::labels;
+use super::{notify, token};
 use crate::api::{ApiError, Code, DEFAULT_SOCKET, SOCKET_IN_DATA_DIR, group_id};
 use crate::cluster::Timing;
 use crate::docker::DoorError;
@@ -19,15 +20,19 @@ use tokio_util::sync::CancellationToken;
 
 /// Shortest time after which something may be taken for dead.
 const SHORTEST: Duration = Duration::from_secs(1);
+/// How long the service manager is made to wait for a node whose cluster does not answer: the rest of the machine's start may wait with it.
+const SETTLE: Duration = Duration::from_secs(60);
 /// How long threads that are left over get when the daemon has stopped.
 const LEFT: Duration = Duration::from_secs(2);
 
 /// Runs the daemon until SIGTERM or SIGINT, or SIGHUP, which leaves its mounts to the next daemon.
-pub(super) fn run(options: RunOptions, debug: bool) -> Result<ExitCode, ApiError> {
+/// `origin`: what of its options a file says.
+pub(super) fn run(options: RunOptions, debug: bool, origin: &Origin) -> Result<ExitCode, ApiError> {
     let log = Arc::new(RecentLog::default());
     let level = if debug { "debug" } else { "info" };
-    logs(level, options.log_format == "json", Some(log.clone()));
-    let config = config(options, log)?;
+    let json = options.log_format == "json";
+    logs(options.log_filter.as_deref(), level, json, Some(log.clone()));
+    let config = config(options, log, origin.words())?;
     keep_large_buffers_apart();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -64,11 +69,21 @@ async fn serve(config: NodeConfig) -> Result<(), ApiError> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
     let mut hand_over = signal(SignalKind::hangup()).map_err(no_signals)?;
     let daemon = Daemon::start(config).await.map_err(failed)?;
+    let told = async {
+        // Who waits for the daemon's start wants to mount then.
+        if tokio::time::timeout(SETTLE, daemon.settled()).await.is_err() {
+            notify::send("STATUS=waiting for the other nodes");
+        }
+        notify::send("READY=1");
+        std::future::pending().await
+    };
     let stays = tokio::select! {
         _ = terminate.recv() => false,
         _ = interrupt.recv() => false,
         _ = hand_over.recv() => true,
+        () = told => false,
     };
+    notify::send("STOPPING=1");
     let hurry = CancellationToken::new();
     let hurried = hurry.clone();
     tokio::spawn(async move {
@@ -110,7 +125,7 @@ fn failed(error: StartError) -> ApiError {
     ApiError::new(code, error.to_string())
 }
 
-fn config(options: RunOptions, log: Arc<RecentLog>) -> Result<NodeConfig, ApiError> {
+fn config(options: RunOptions, log: Arc<RecentLog>, from_file: Vec<String>) -> Result<NodeConfig, ApiError> {
     let own = options.data_dir.join(SOCKET_IN_DATA_DIR);
     let mut sockets = vec![ApiSocket {
         path: own.clone(),
@@ -142,16 +157,14 @@ fn config(options: RunOptions, log: Arc<RecentLog>) -> Result<NodeConfig, ApiErr
         .map(|name| group_id(name).map_err(|error| ApiError::invalid(format!("--socket-group {name}: {error}"))));
     let mut control = options.control;
     if let ControlConfig::Embedded(raft) = &mut control {
-        raft.voter_grace = parse_time(&options.voter_grace)?;
+        raft.voter_grace = options.voter_grace;
     }
     let timing = Timing {
-        grace: parse_time(&options.replace_after)?,
+        grace: options.replace_after,
         ..Timing::default()
     };
-    let wait = match options.keep_mounts.as_str() {
-        "0" | "0s" => Duration::ZERO,
-        time => parse_time(time)?,
-    };
+    let wait = options.keep_mounts;
+    let command_line = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
     let outlive = (!wait.is_zero()).then(|| FdStoreConfig {
         socket: options.data_dir.join("fdstore.sock"),
         // The program that runs, also when its file was replaced.
@@ -171,28 +184,43 @@ fn config(options: RunOptions, log: Arc<RecentLog>) -> Result<NodeConfig, ApiErr
         control,
         start,
         token: token::source(options.token)?,
-        certificate_validity: token::parse_life(&options.certificate_validity)?,
-        lease: patient("--lease", &options.lease)?,
+        certificate_validity: options.certificate_validity,
+        lease: options.lease,
         replication: Options {
-            replica_deadline: patient("--replica-deadline", &options.replica_deadline)?,
+            replica_deadline: options.replica_deadline,
             ..Options::default()
         },
         timing,
         metrics: options.metrics,
         log: Some(log),
-        command_line: node::without_secrets(std::env::args_os().map(|word| word.to_string_lossy().into_owned())),
+        command_line: node::without_secrets(command_line.chain(from_file)),
         scrub: (options.scrub_days.0 > 0.0).then(|| Duration::from_secs_f64(options.scrub_days.0 * 86400.0)),
     })
 }
 
 /// A time after which something counts as dead, which must not be too short.
-fn patient(option: &str, text: &str) -> Result<Duration, ApiError> {
+pub(super) fn patient(text: &str) -> Result<Duration, ApiError> {
     let time = parse_time(text)?;
     if time < SHORTEST {
-        return Err(ApiError::new(Code::Usage, format!("{option} {text} is too short"))
-            .hint("at least 1s: a node that is only busy would be taken for dead"));
+        let why = "too short, at least 1s: a node that is only busy would be taken for dead";
+        return Err(ApiError::new(Code::Usage, why));
     }
     Ok(time)
+}
+
+/// The value of `--keep-mounts`.
+pub(super) fn keep(text: &str) -> Result<Duration, ApiError> {
+    match text {
+        "0" | "0s" => Ok(Duration::ZERO),
+        time => parse_time(time),
+    }
+}
+
+/// The value of `--log-filter`.
+pub(super) fn filter(text: &str) -> Result<String, String> {
+    let read = tracing_subscriber::EnvFilter::try_new(text);
+    read.map(|_| text.to_owned())
+        .map_err(|error| format!("{error}; expected as debug, or storageos::replication=debug,info"))
 }
 
 /// Whether two paths name the same file, as far as can be told before it is there.
@@ -203,15 +231,18 @@ fn same(a: &std::path::Path, b: &std::path::Path) -> bool {
 
 /// Sends logs to stderr for a command that is not the daemon.
 pub(super) fn logs_for_people(level: &str) {
-    logs(level, false, None);
+    logs(None, level, false, None);
 }
 
-/// Sends logs to stderr, and to `recent` if there is one; `RUST_LOG` has the word over `level`.
-fn logs(level: &str, json: bool, recent: Option<Arc<RecentLog>>) {
+/// Sends logs to stderr, and to `recent` if there is one; `filter` has the word over `RUST_LOG`, and this over `level`.
+fn logs(filter: Option<&str>, level: &str, json: bool, recent: Option<Arc<RecentLog>>) {
     use tracing_subscriber::EnvFilter;
     // What the libraries say of themselves is not what happens to the cluster.
     let quiet = "openraft=error,fuser=warn,tarpc=warn";
-    let chosen = std::env::var("RUST_LOG").unwrap_or_else(|_| level.to_owned());
+    let chosen = match filter {
+        Some(filter) => filter.to_owned(),
+        None => std::env::var("RUST_LOG").unwrap_or_else(|_| level.to_owned()),
+    };
     let filter = EnvFilter::try_new(format!("{quiet},{chosen}")).unwrap_or_else(|error| {
         eprintln!("storageos: note: RUST_LOG is not understood ({error}); using {level}");
         EnvFilter::new(format!("{quiet},{level}"))

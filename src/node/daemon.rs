@@ -51,6 +51,8 @@ const LONGEST_RETRY: Duration = Duration::from_secs(10);
 const STOP_DEADLINE: Duration = Duration::from_secs(10);
 /// How long making or joining a cluster waits until the node works in it.
 const READY: Duration = Duration::from_secs(10);
+/// Pause between looks whether the node is in a cluster by now.
+const LOOK: Duration = Duration::from_millis(100);
 /// How often the node says how much space it has.
 const REPORT: Duration = Duration::from_secs(30);
 
@@ -214,6 +216,12 @@ impl Shared {
     /// The same for a member that is not ready yet: what it can tell helps to see why.
     pub(super) fn joining(&self) -> Result<Arc<Joined>, ApiError> {
         self.joined.read().clone().ok_or_else(|| self.not_joined())
+    }
+
+    /// Whether it enters no cluster by itself.
+    fn needs_a_word(&self) -> bool {
+        let waits = self.identity.cluster().is_none() && matches!(self.config.start, Start::Wait);
+        waits || self.denied.read().is_some() || self.plane.expelled().is_some()
     }
 
     fn not_joined(&self) -> ApiError {
@@ -530,6 +538,18 @@ impl Daemon {
         daemon.open_doors()?;
         daemon.begin().await?;
         Ok(daemon)
+    }
+
+    /// Returns when the node is a working member of its cluster, so that volumes can be mounted, or when it takes a person's word to become one.
+    pub async fn settled(&self) {
+        let shared = &self.shared;
+        loop {
+            match shared.joining() {
+                Ok(joined) => return joined.ready.cancelled().await,
+                Err(_) if shared.needs_a_word() => return,
+                Err(_) => tokio::time::sleep(LOOK).await,
+            }
+        }
     }
 
     /// Goes on in the cluster that the node is in, or makes or joins one as told.
