@@ -194,6 +194,21 @@ mod tests {
     }
 
     #[test]
+    fn the_manual_has_every_option() {
+        let page = include_str!("../man/mount.fuse.storageos.8");
+        let words: Vec<&str> = page.split(|c: char| c.is_whitespace() || ",\"".contains(c)).collect();
+        for option in known() {
+            // A value stands in another font: socket= PATH.
+            let (name, value) = option
+                .split_once('=')
+                .map_or((option, ""), |(name, value)| (name, value));
+            let found =
+                words.contains(&option) || words.contains(&format!("{name}=").as_str()) && words.contains(&value);
+            assert!(found, "{option} is not in the manual");
+        }
+    }
+
+    #[test]
     fn values_have_bounds() {
         assert_eq!(parse("timeout=5").unwrap().timeout, Duration::from_secs(5));
         assert_eq!(parse("socket=/a/b.sock").unwrap().socket, Some("/a/b.sock".into()));

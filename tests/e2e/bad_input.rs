@@ -104,3 +104,33 @@ fn a_fresh_node_says_that_it_is_in_no_cluster() {
     child.kill().unwrap();
     child.wait().unwrap();
 }
+
+#[test]
+fn a_wrong_configuration_file_is_told_with_file_line_and_key() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("config.toml");
+    let path = file.to_str().unwrap();
+    let data = directory.path().join("data");
+    let refused = |text: &str| {
+        std::fs::write(&file, text).unwrap();
+        let more = ["--data-dir", data.to_str().unwrap(), "--listen", "127.0.0.1:0"];
+        run(STORAGEOS, &[&["node", "run", "--config", path][..], &more].concat()).fails_with(USAGE)
+    };
+    let said = refused("# a comment\nname = \"n1\"\nlese = \"5s\"\n");
+    assert!(
+        said.contains(&format!("error: {path}:3: lese: unknown key; known are: data-dir, ")),
+        "{said}"
+    );
+    let said = refused("lease = \"10ms\"\n");
+    assert!(
+        said.contains(&format!("error: {path}:1: lease: \"10ms\": too short, at least 1s")),
+        "{said}"
+    );
+    assert!(said.contains("storageos-config(5)"), "{said}");
+    let said = refused("lease 5s\n");
+    assert!(said.contains(&format!("error: {path}:1: ")), "{said}");
+    std::fs::remove_file(&file).unwrap();
+    let said = run(STORAGEOS, &["node", "run", "--config", path]).fails_with(USAGE);
+    assert!(said.contains(&format!("{path}: No such file")), "{said}");
+    assert!(!data.exists());
+}

@@ -24,6 +24,7 @@ mod locks;
 mod long;
 mod losses;
 mod metrics;
+mod mounting;
 mod netns;
 mod nodes;
 mod posix;
