@@ -406,6 +406,7 @@ Examples:
       --token-file /run/token --label storageos.com/deployment=computeonly
   storageos node run --data-dir /var/lib/storageos --listen 10.0.0.1:5703 --name n1 --init --docker
   storageos node run --config /etc/storageos/config.toml
+  storageos node run --config /etc/storageos/config.toml --check && systemctl restart storageos
   storageos node run --data-dir /var/lib/storageos --listen 10.0.0.1:5703 --name n1 --init \\
       --control etcd://10.0.1.1:2379,10.0.1.2:2379,10.0.1.3:2379";
 
@@ -446,12 +447,15 @@ fn docker_socket(text: &str) -> Result<PathBuf, String> {
     docker::is_driver_socket(&path).then_some(path).ok_or_else(error)
 }
 
-/// Each but --config and --token is also a key of the configuration file (see [`super::config_file`]).
+/// Each but --config, --check and --token is also a key of the configuration file (see [`super::config_file`]).
 #[derive(Debug, Args)]
 pub(super) struct RunOptions {
     /// A file with options, as lease = "5s" (storageos-config(5)); what the command line or the environment says wins over it
     #[arg(long, value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
+    /// Only say whether the options, also those in --config, are understood: before a restart with changed ones
+    #[arg(long)]
+    pub(super) check: bool,
     /// Directory of everything the daemon keeps
     #[arg(long, value_name = "DIR", required = false, required_unless_present = "config")]
     pub(super) data_dir: PathBuf,

@@ -88,9 +88,9 @@ pub(super) fn keys() -> Vec<Arg> {
     command.get_arguments().filter(is_key).cloned().collect()
 }
 
-/// A token is a secret, and the file may be read by all; the file itself cannot say where it is.
+/// A token is a secret, and the file may be read by all; the file itself cannot say where it is, nor that it is not to be used.
 fn is_key(option: &str) -> bool {
-    !matches!(option, "" | "config" | "token")
+    !matches!(option, "" | "config" | "check" | "token")
 }
 
 /// Adds to the words of a command line what the file says that they name with `node run --config`, and they do not.

@@ -79,7 +79,8 @@ const CONFIG_HEAD: &str = "\
 #
 # A key is an option of `storageos node run`; one that stands there, in the unit, wins over the one here. All keys are here, each with its default or, where
 # there is none, an example. Needed are data-dir, listen, and name at the first start. A change counts from the next start of the daemon, which
-# programs that use mounts do not notice: systemctl restart storageos
+# programs that use mounts do not notice:
+#   storageos node run --config /etc/storageos/config.toml --check && systemctl restart storageos
 ";
 
 /// The packaged configuration file.

@@ -32,7 +32,12 @@ pub(super) fn run(options: RunOptions, debug: bool, origin: &Origin) -> Result<E
     let level = if debug { "debug" } else { "info" };
     let json = options.log_format == "json";
     logs(options.log_filter.as_deref(), level, json, Some(log.clone()));
+    let check = options.check;
     let config = config(options, log, origin.words())?;
+    Daemon::check(&config).map_err(failed)?;
+    if check {
+        return Ok(ExitCode::SUCCESS);
+    }
     keep_large_buffers_apart();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -470,11 +470,11 @@ impl Shared {
 }
 
 impl Daemon {
-    /// Starts a daemon. It may still be joining or waiting for its cluster when this returns; the API says so.
+    /// Whether a daemon can start with this, as far as that is to be told from it alone; the node's labels.
     ///
     /// # Errors
-    /// See [`StartError`].
-    pub async fn start(config: NodeConfig) -> Result<Self, StartError> {
+    /// What is wrong with it.
+    pub fn check(config: &NodeConfig) -> Result<Labels, StartError> {
         if let Some(name) = &config.name {
             check_name(name)?;
         }
@@ -483,6 +483,15 @@ impl Daemon {
         if config.advertise.unwrap_or(config.listen).ip().is_unspecified() {
             return Err(StartError::Wildcard(config.listen));
         }
+        Ok(labels)
+    }
+
+    /// Starts a daemon. It may still be joining or waiting for its cluster when this returns; the API says so.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub async fn start(config: NodeConfig) -> Result<Self, StartError> {
+        let labels = Self::check(&config)?;
         let data = DataDir::open(&config.data_dir, config.name.as_deref())?;
         let identity = Identity::new(data.id(), data.cluster());
         admission::load(data.path(), &identity)?;

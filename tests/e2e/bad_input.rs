@@ -129,6 +129,17 @@ fn a_wrong_configuration_file_is_told_with_file_line_and_key() {
     assert!(said.contains("storageos-config(5)"), "{said}");
     let said = refused("lease 5s\n");
     assert!(said.contains(&format!("error: {path}:1: ")), "{said}");
+    // A file can be tried before a restart; what is wrong only together has the code of the command line.
+    let check = |text: &str| {
+        std::fs::write(&file, text).unwrap();
+        run(STORAGEOS, &["node", "run", "--config", path, "--check"])
+    };
+    let needed = format!("data-dir = {data:?}\n");
+    check(&format!("{needed}listen = \"127.0.0.1:5703\"\n")).ok();
+    let said = check(&needed).fails_with(USAGE);
+    assert!(said.contains(&format!("{path}: missing: listen")), "{said}");
+    let said = check(&format!("{needed}listen = \"0.0.0.0:5703\"\n")).fails_with(INVALID);
+    assert!(said.contains("--advertise"), "{said}");
     std::fs::remove_file(&file).unwrap();
     let said = run(STORAGEOS, &["node", "run", "--config", path]).fails_with(USAGE);
     assert!(said.contains(&format!("{path}: No such file")), "{said}");
