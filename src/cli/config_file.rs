@@ -18,6 +18,9 @@ use toml::de::{DeTable, DeValue};
 /// A key whose option a variable of the environment can say, without clap's doing.
 const VARIABLES: [(&str, &str); 1] = [("log-filter", "RUST_LOG")];
 
+/// What must be said, there or on the command line. Clap knows it, but tells only the first that is missing.
+const NEEDED: [&str; 2] = ["data-dir", "listen"];
+
 /// What is wrong with a configuration file.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ConfigError {
@@ -112,6 +115,14 @@ pub(super) fn complete(mut words: Vec<OsString>) -> Result<(Vec<OsString>, Origi
         source,
     })?;
     let mut origin = read(file, &text)?;
+    let is_said = |key: &&str| is_overruled(key, run) || origin.entries.iter().any(|entry| entry.key == *key);
+    let missing: Vec<&str> = NEEDED.into_iter().filter(|key| !is_said(key)).collect();
+    if !missing.is_empty() {
+        return Err(ConfigError::Missing {
+            file: file.clone(),
+            keys: missing.join(", "),
+        });
+    }
     origin.entries.retain(|entry| !is_overruled(&entry.key, run));
     words.extend(origin.words().into_iter().map(OsString::from));
     Ok((words, origin))
@@ -264,14 +275,6 @@ impl Origin {
             _ => Vec::new(),
         };
         let about = texts(ContextKind::InvalidArg);
-        let has_file = !self.file.as_os_str().is_empty();
-        if has_file && error.kind() == ErrorKind::MissingRequiredArgument {
-            let keys = if about.is_empty() { missing(error) } else { about };
-            return Some(ConfigError::Missing {
-                file: self.file.clone(),
-                keys: keys.join(", "),
-            });
-        }
         // As `--lease <TIME>`.
         let option = |text: &String| {
             let word = text.split([' ', '=', '[']).next()?;
@@ -300,11 +303,4 @@ impl Origin {
             why,
         })
     }
-}
-
-/// What clap's derived code misses, by its text: it names no argument in the context.
-fn missing(error: &clap::Error) -> Vec<String> {
-    let text = error.to_string();
-    let ids = keys().into_iter().filter(|arg| text.contains(arg.get_id().as_str()));
-    ids.filter_map(|arg| Some(arg.get_long()?.to_owned())).collect()
 }
