@@ -44,7 +44,7 @@ mod rename;
 mod rows;
 mod store;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod types;
 mod xattr;
 

@@ -7,6 +7,9 @@ use super::rows::{inode_key, orphan_key, xattr_key};
 use super::{Core, FileSystem, FsError, Ino, State};
 use std::ops::Bound;
 
+/// So many references take too little memory to think of.
+const FEW_REFERENCES: usize = 1 << 16;
+
 /// Who holds an inode.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct References {
@@ -32,10 +35,21 @@ impl State {
         let held = references.lookups > 0 || references.opens > 0;
         if !held {
             self.references.remove(&ino);
+            self.shrink_references();
         } else if !self.inherited {
             return Ok(false);
         }
         Ok(self.store.get(&orphan_key(ino))?.is_some())
+    }
+}
+
+impl State {
+    /// Gives memory back when the kernel has forgotten most of what it knew, so that a walk over millions of files is not paid for ever.
+    fn shrink_references(&mut self) {
+        let (length, capacity) = (self.references.len(), self.references.capacity());
+        if capacity > FEW_REFERENCES && length < capacity / 8 {
+            self.references.shrink_to(2 * length);
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! What takes too long for every run: `tests/long` runs it with a release build and keeps the results. Each prints lines `result NAME VALUE`.
 
 use crate::harness::{Cluster, bash, eventually, run};
+use crate::mixed::exercise_beside_kills;
 use std::fs;
 use std::path::Path;
 use std::time::Instant;
@@ -33,7 +34,10 @@ fn fsx() {
     for seed in 1..=setting("LONG_SEEDS", 5) {
         let start = Instant::now();
         let mut cluster = Cluster::start(3);
-        cluster.create("data", 1);
+        cluster.create_with(
+            "data",
+            &["storageos.com/replicas=1", "storageos.com/failure.mode=alwayson"],
+        );
         let mount = cluster.mount(0, "default/data");
         let at = mount.to_str().unwrap().to_owned();
         let (of, number) = (operations.clone(), seed.to_string());
@@ -55,6 +59,17 @@ fn fsx() {
         cluster.cli(&["volume", "check", "data"]).ok();
         cluster.verify_identical("data", 2);
         result(&format!("fsx_seed_{seed}_s"), start.elapsed().as_secs());
+    }
+}
+
+#[test]
+#[ignore = "long: tests/long"]
+fn mixed() {
+    let steps = setting("LONG_OPERATIONS", 1_000_000);
+    for seed in 1..=setting("LONG_SEEDS", 5) {
+        let start = Instant::now();
+        exercise_beside_kills(seed, usize::try_from(steps).expect("64 bits"));
+        result(&format!("mixed_seed_{seed}_s"), start.elapsed().as_secs());
     }
 }
 
@@ -111,11 +126,22 @@ fn inodes() {
     let listed = bash(&mount, "ls -f d0 | wc -l").ok();
     assert_eq!(listed.trim(), (one + 2).to_string());
     result("one_directory_list_s", start.elapsed().as_secs());
+    result("one_directory_memory_mib", resident(&cluster, 0).saturating_sub(before));
     fs::rename(mount.join("d0"), mount.join("one")).unwrap();
     let took = make(&mount, all.saturating_sub(one), 10_000);
     result("inodes", all);
     result("inodes_created_per_s", (all.saturating_sub(one) as f64 / took) as u64);
-    result("memory_grown_by_mib", resident(&cluster, 0).saturating_sub(before));
+    result("inodes_memory_mib", resident(&cluster, 0).saturating_sub(before));
+    // The kernel forgets inodes when it needs memory, or is told to.
+    fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
+    let few = (5 * all / 100_000).max(200);
+    eventually("most of the memory is given back", || {
+        (resident(&cluster, 0) < before + few).then_some(())
+    });
+    result(
+        "inodes_forgotten_memory_mib",
+        resident(&cluster, 0).saturating_sub(before),
+    );
     let start = Instant::now();
     cluster.unmount(&mount);
     result("unmount_s", start.elapsed().as_secs());

@@ -452,3 +452,17 @@ fn copying_refuses_ranges_that_overlap_or_cannot_be() {
     assert_eq!(fs.copy_range(ino, 0, ino, 20_000, 20_000).unwrap(), 20_000);
     assert_eq!(content(&fs, ino), [5; 40_000]);
 }
+
+#[test]
+fn memory_for_inodes_that_the_kernel_has_forgotten_is_given_back() {
+    let (_, fs) = fresh(64);
+    let known = 1 << 17;
+    for ino in 1000..1000 + known {
+        fs.core.state().unwrap().refer(ino);
+    }
+    for ino in 1000..1000 + known {
+        fs.forget(ino, 1);
+    }
+    let left = fs.core.state().unwrap().references.capacity();
+    assert!(left <= (known / 2) as usize, "room for {left} references is kept");
+}

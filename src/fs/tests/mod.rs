@@ -6,7 +6,7 @@ mod damage;
 mod device;
 mod model;
 mod power;
-mod recorder;
+pub(crate) mod recorder;
 mod survive;
 mod trouble;
 

@@ -9,7 +9,7 @@
 //! synced or not. No step is needed but opening, and the check finds nothing wrong before it and after.
 
 use super::crash::verify_fresh;
-use super::recorder::{self, Blocks, Event, Kept, Recorder, change, images};
+use super::recorder::{self, ALL, Blocks, Event, Kept, Recorder, change, images};
 use super::{CALLER, options};
 use crate::block::BlockDevice;
 use crate::fs::rows::{free_key, key_number, number};
@@ -564,16 +564,6 @@ impl Workload {
         Ok(())
     }
 }
-
-const ALL: [Kept; 7] = [
-    Kept::Nothing,
-    Kept::Everything,
-    Kept::SomeBlocks,
-    Kept::SomeBlocks,
-    Kept::SomeSectors,
-    Kept::SomeSectors,
-    Kept::SomeSectors,
-];
 
 fn found(result: Result<(), String>, when: &str) -> Result<(), String> {
     result.map_err(|error| format!("{when}: {error}"))

@@ -20,10 +20,10 @@ use std::time::Duration;
 
 const SECTOR: usize = 512;
 
-pub(super) type Blocks = BTreeMap<u64, Bytes>;
+pub(crate) type Blocks = BTreeMap<u64, Bytes>;
 
 #[derive(Clone)]
-pub(super) enum Event {
+pub(crate) enum Event {
     /// A block's new content, or that it is discarded.
     Change(u64, Option<Bytes>),
     /// The end of a flush: it covers what is before this event's number.
@@ -31,7 +31,7 @@ pub(super) enum Event {
 }
 
 /// A device in memory that remembers everything that was done to it.
-pub(super) struct Recorder {
+pub(crate) struct Recorder {
     blocks: u64,
     /// Whether calls take time, so that those of several threads overlap.
     slow: bool,
@@ -39,7 +39,7 @@ pub(super) struct Recorder {
 }
 
 /// Applies a change.
-pub(super) fn change(blocks: &mut Blocks, block: u64, data: Option<Bytes>) {
+pub(crate) fn change(blocks: &mut Blocks, block: u64, data: Option<Bytes>) {
     match data {
         Some(data) => blocks.insert(block, data),
         None => blocks.remove(&block),
@@ -47,7 +47,7 @@ pub(super) fn change(blocks: &mut Blocks, block: u64, data: Option<Bytes>) {
 }
 
 impl Recorder {
-    pub(super) fn new(blocks: u64, content: Blocks, slow: bool) -> Arc<Self> {
+    pub(crate) fn new(blocks: u64, content: Blocks, slow: bool) -> Arc<Self> {
         Arc::new(Self {
             blocks,
             slow,
@@ -56,19 +56,19 @@ impl Recorder {
     }
 
     /// How much was recorded so far.
-    pub(super) fn now(&self) -> usize {
+    pub(crate) fn now(&self) -> usize {
         self.content.lock().1.len()
     }
 }
 
 impl Recorder {
     /// What it holds now.
-    pub(super) fn blocks_now(&self) -> Blocks {
+    pub(crate) fn blocks_now(&self) -> Blocks {
         self.content.lock().0.clone()
     }
 
     /// What was recorded from a moment on.
-    pub(super) fn events(&self, from: usize) -> Vec<Event> {
+    pub(crate) fn events(&self, from: usize) -> Vec<Event> {
         self.content.lock().1[from..].to_vec()
     }
 }
@@ -142,12 +142,23 @@ fn pause() {
 
 /// How much of what was not flushed an image has.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Kept {
+pub(crate) enum Kept {
     Nothing,
     Everything,
     SomeBlocks,
     SomeSectors,
 }
+
+/// What is tried of each moment.
+pub(crate) const ALL: [Kept; 7] = [
+    Kept::Nothing,
+    Kept::Everything,
+    Kept::SomeBlocks,
+    Kept::SomeBlocks,
+    Kept::SomeSectors,
+    Kept::SomeSectors,
+    Kept::SomeSectors,
+];
 
 /// Applies a part of unflushed changes.
 fn keep(blocks: &mut Blocks, pending: &[Event], kept: Kept, random: &mut StdRng) {
@@ -178,7 +189,7 @@ fn keep(blocks: &mut Blocks, pending: &[Event], kept: Kept, random: &mut StdRng)
 }
 
 /// Every image that a loss may leave: `use_image` gets the moment (a number of events) and the blocks.
-pub(super) fn images(
+pub(crate) fn images(
     before: &Blocks,
     events: &[Event],
     kinds: &[Kept],

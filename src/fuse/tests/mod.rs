@@ -3,6 +3,7 @@
 mod errors;
 mod handoff;
 mod posix;
+mod power;
 mod requests;
 mod resumed;
 mod suspended;
@@ -136,9 +137,20 @@ fn mounted(mib: u64) -> Mounted {
 
 #[track_caller]
 fn mounted_from(device: Arc<MemoryDevice>) -> Mounted {
+    let (handle, directory) = serve_device(device.clone());
+    Mounted {
+        device,
+        handle,
+        directory,
+    }
+}
+
+/// Mounts a formatted device in a temporary directory.
+#[track_caller]
+fn serve_device(device: Arc<dyn BlockDevice>) -> (Arc<MountHandle>, tempfile::TempDir) {
     need_root();
     let directory = tempfile::tempdir().unwrap();
-    let fs = FileSystem::open(device.clone(), Options::default()).unwrap();
+    let fs = FileSystem::open(device, Options::default()).unwrap();
     let fd = mount_helper::mount_fuse("test/vol", directory.path(), &MountOptions::default()).unwrap();
     let options = ServeOptions {
         source: "test/vol".into(),
@@ -146,11 +158,7 @@ fn mounted_from(device: Arc<MemoryDevice>) -> Mounted {
         loops: DEFAULT_LOOPS,
     };
     let handle = serve(fs, fd, options, |_| ()).unwrap();
-    Mounted {
-        device,
-        handle,
-        directory,
-    }
+    (handle, directory)
 }
 
 impl Mounted {
