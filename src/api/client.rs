@@ -1,44 +1,49 @@
-//! The API's client over a Unix socket: one connection for each request, which is what a command line needs.
+//! The API's client: one connection for each request, which is what a command line needs.
 
+use super::dial::Target;
 use super::types::*;
-use super::{ApiError, Code, DEFAULT_SOCKET};
+use super::{ApiError, Code};
+use crate::trust::ClientCredentials;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
 use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::io;
-use std::path::{Path, PathBuf};
-use tokio::net::UnixStream;
+use std::path::Path;
 
 /// Largest answer taken, in bytes.
 const MAX_ANSWER: usize = 64 << 20;
 
-/// Speaks to the daemon behind a socket.
+/// Speaks to a daemon.
 #[derive(Clone, Debug)]
 pub struct Client {
-    socket: PathBuf,
+    target: Target,
 }
 
 impl Client {
-    /// A client for a socket's path, `unix:///…` allowed; nothing is connected yet.
+    /// A client for a socket's path, `unix:///…` allowed, or for `https://HOST:PORT`, with these credentials; nothing is connected yet.
     ///
     /// # Errors
-    /// [`Code::Usage`]: the address is of another scheme.
-    pub fn new(host: &str) -> Result<Self, ApiError> {
-        let path = host.strip_prefix("unix://").unwrap_or(host);
-        if path.contains("://") {
-            return Err(ApiError::new(Code::Usage, format!("{host} is not a socket"))
-                .hint(format!("give a path or unix:///PATH, as {DEFAULT_SOCKET}")));
-        }
-        Ok(Self { socket: path.into() })
+    /// [`Code::Usage`]: the address is of another scheme, or there are no credentials for it. [`Code::Invalid`]: they cannot be used.
+    pub fn new(host: &str, credentials: Option<&ClientCredentials>) -> Result<Self, ApiError> {
+        let target = Target::parse(host, credentials)?;
+        Ok(Self { target })
     }
 
     /// The socket's path.
-    #[must_use]
-    pub fn socket(&self) -> &Path {
-        &self.socket
+    ///
+    /// # Errors
+    /// [`Code::Usage`]: the daemon is reached over the network.
+    pub fn socket(&self) -> Result<&Path, ApiError> {
+        match &self.target {
+            Target::Socket(path) => Ok(path),
+            Target::Network(..) => Err(ApiError::new(
+                Code::Usage,
+                format!("a volume cannot be mounted through {}", self.target),
+            )
+            .hint("it is mounted through the socket of the daemon on this machine: leave -H and STORAGEOS_HOST away")),
+        }
     }
 
     /// `GET`.
@@ -118,19 +123,16 @@ impl Client {
     }
 
     async fn send_bytes(&self, method: Method, path: &str, body: Option<Bytes>) -> Result<Bytes, ApiError> {
-        let stream = UnixStream::connect(&self.socket)
-            .await
-            .map_err(|e| self.no_daemon(&e))?;
-        let lost = |error: &dyn std::fmt::Display| {
-            ApiError::unavailable(format!(
-                "the daemon on {} stopped answering: {error}",
-                self.socket.display()
-            ))
-            .hint("what was asked for may or may not have been done; see the daemon's log")
+        let stream = self.target.dial().await?;
+        let lost = |error: hyper::Error| {
+            self.target.refused(&error).unwrap_or_else(|| {
+                ApiError::unavailable(format!("the daemon on {} stopped answering: {error}", self.target))
+                    .hint("what was asked for may or may not have been done; see the daemon's log")
+            })
         };
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
-            .map_err(|e| lost(&e))?;
+            .map_err(lost)?;
         // Ends with the sender; its error also shows up there.
         let driver = tokio::spawn(connection);
         let request = Request::builder()
@@ -140,12 +142,14 @@ impl Client {
             .header("content-type", "application/json")
             .body(Full::new(body.unwrap_or_default()))
             .map_err(|e| ApiError::new(Code::Usage, format!("bad request: {e}")))?;
-        let answer = sender.send_request(request).await.map_err(|e| lost(&e))?;
+        let answer = sender.send_request(request).await.map_err(lost)?;
         let status = answer.status();
         let bytes = Limited::new(answer.into_body(), MAX_ANSWER)
             .collect()
             .await
-            .map_err(|e| lost(&e))?
+            .map_err(|error| {
+                ApiError::unavailable(format!("the daemon on {} stopped answering: {error}", self.target))
+            })?
             .to_bytes();
         driver.abort();
         if status.is_success() {
@@ -157,18 +161,6 @@ impl Client {
                 String::from_utf8_lossy(&bytes)
             ))
         }))
-    }
-
-    /// Nothing answers on the socket.
-    fn no_daemon(&self, error: &io::Error) -> ApiError {
-        let socket = self.socket.display();
-        if error.kind() == io::ErrorKind::PermissionDenied {
-            return ApiError::unavailable(format!("may not use {socket}")).hint("run the command as root");
-        }
-        ApiError::unavailable(format!("no daemon answers on {socket}: {error}")).hint(
-            "start one with: storageos node run --data-dir DIR --listen ADDR:PORT --name NAME\n\
-             or say where it listens with -H SOCKET or STORAGEOS_HOST",
-        )
     }
 }
 

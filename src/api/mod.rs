@@ -1,13 +1,15 @@
-//! The HTTP/JSON API: its words, the server on a Unix socket, the client that the command line uses.
+//! The HTTP/JSON API: its words, the servers on Unix sockets and, for clients with a certificate, on TCP; the client that the command line uses.
 //!
 //! Knows nothing of blocks, FUSE or the control store: what a request does is behind [`Operations`], which the daemon
 //! implements. `docs/api.md` lists the routes.
 
 mod bounded;
 mod client;
+mod dial;
 mod error;
 mod monitoring;
 mod operations;
+mod remote;
 mod server;
 mod socket;
 pub mod types;
@@ -16,5 +18,6 @@ pub use client::{Client, escape};
 pub use error::{ApiError, Code};
 pub use monitoring::serve_monitoring;
 pub use operations::Operations;
+pub use remote::{Gatekeeper, serve_clients};
 pub use server::serve;
 pub use socket::{DEFAULT_SOCKET, SOCKET_IN_DATA_DIR, SocketError, bind, group_id};

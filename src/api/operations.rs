@@ -16,6 +16,9 @@ pub trait Operations: Send + Sync + 'static {
     async fn cluster_tokens(&self) -> Result<Vec<TokenInfo>, ApiError>;
     async fn cluster_token_create(&self, create: TokenCreate) -> Result<TokenMade, ApiError>;
     async fn cluster_token_remove(&self, id: &str) -> Result<(), ApiError>;
+    async fn cluster_clients(&self) -> Result<Vec<ClientInfo>, ApiError>;
+    async fn cluster_client_create(&self, create: ClientCreate) -> Result<ClientMade, ApiError>;
+    async fn cluster_client_remove(&self, id: &str) -> Result<(), ApiError>;
     async fn cluster_rotate(&self) -> Result<(), ApiError>;
     async fn cluster_health(&self) -> Result<ClusterHealth, ApiError>;
     async fn cluster_export(&self) -> Result<Export, ApiError>;

@@ -9,7 +9,7 @@ use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, FromRequest, Path, RawQuery, Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, post};
+use axum::routing::{any, delete, get, post};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
@@ -44,17 +44,56 @@ pub async fn serve(
 }
 
 fn router(operations: Arc<dyn Operations>) -> Router {
+    complete(routes().merge(routes_of_the_socket()), operations)
+}
+
+/// What is served over the network too, to clients with a certificate.
+pub(super) fn router_for_clients(operations: Arc<dyn Operations>) -> Router {
+    let refuse = |routes: Router<_>, path: &&str| routes.route(path, any(only_on_the_socket));
+    let routes = SOCKET_ONLY.iter().fold(routes(), refuse);
+    complete(routes, operations)
+}
+
+fn complete(routes: Router<Arc<dyn Operations>>, operations: Arc<dyn Operations>) -> Router {
+    routes
+        .merge(super::monitoring::routes())
+        .fallback(no_route)
+        .method_not_allowed_fallback(no_method)
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .with_state(operations)
+}
+
+/// What only who is on a node may do: let nodes and clients in, carry the authority's key away, make, join and recover clusters.
+const SOCKET_ONLY: [&str; 8] = [
+    "/v1/cluster/export",
+    "/v1/cluster/init",
+    "/v1/cluster/join",
+    "/v1/cluster/recover",
+    "/v1/cluster/tokens",
+    "/v1/cluster/tokens/{id}",
+    "/v1/cluster/clients",
+    "/v1/cluster/clients/{id}",
+];
+
+/// The routes of [`SOCKET_ONLY`].
+fn routes_of_the_socket() -> Router<Arc<dyn Operations>> {
     Router::new()
-        .route("/v1", get(about))
-        .route("/v1/cluster", get(cluster_inspect))
         .route("/v1/cluster/export", get(cluster_export))
         .route("/v1/cluster/init", post(cluster_init))
         .route("/v1/cluster/join", post(cluster_join))
+        .route("/v1/cluster/recover", post(cluster_recover))
         .route("/v1/cluster/tokens", get(cluster_tokens).post(cluster_token_create))
         .route("/v1/cluster/tokens/{id}", delete(cluster_token_remove))
+        .route("/v1/cluster/clients", get(cluster_clients).post(cluster_client_create))
+        .route("/v1/cluster/clients/{id}", delete(cluster_client_remove))
+}
+
+fn routes() -> Router<Arc<dyn Operations>> {
+    Router::new()
+        .route("/v1", get(about))
+        .route("/v1/cluster", get(cluster_inspect))
         .route("/v1/cluster/rotate", post(cluster_rotate))
         .route("/v1/cluster/health", get(cluster_health))
-        .route("/v1/cluster/recover", post(cluster_recover))
         .route("/v1/cluster/connectivity", get(cluster_connectivity))
         .route("/v1/nodes", get(nodes))
         .route("/v1/nodes/{name}", get(node).patch(node_update).delete(node_delete))
@@ -77,11 +116,6 @@ fn router(operations: Arc<dyn Operations>) -> Router {
         )
         .route("/v1/events", get(events))
         .route("/v1/cluster/diagnostics", get(cluster_diagnostics))
-        .merge(super::monitoring::routes())
-        .fallback(no_route)
-        .method_not_allowed_fallback(no_method)
-        .layer(DefaultBodyLimit::max(MAX_BODY))
-        .with_state(operations)
 }
 
 /// A JSON answer.
@@ -130,6 +164,11 @@ fn query<T: DeserializeOwned>(query: Option<&str>) -> Result<T, ApiError> {
         .map_err(|error| ApiError::new(Code::Usage, format!("the request's query: {}", error.body_text())))
 }
 
+async fn only_on_the_socket() -> ApiError {
+    ApiError::new(Code::Denied, "this is not served over the network")
+        .hint("do it on a node, through its daemon's socket")
+}
+
 async fn no_route() -> ApiError {
     ApiError::new(Code::NotFound, "the API has no such route").hint("the routes are in docs/api.md")
 }
@@ -162,6 +201,20 @@ async fn cluster_token_create(State(node): Node, Body(bytes): Body) -> Answer {
 
 async fn cluster_token_remove(State(node): Node, Path(id): Path<String>) -> Answer {
     node.cluster_token_remove(&id).await?;
+    Ok(json(StatusCode::OK, &serde_json::json!({})))
+}
+
+async fn cluster_clients(State(node): Node) -> Answer {
+    ok(&node.cluster_clients().await?)
+}
+
+async fn cluster_client_create(State(node): Node, Body(bytes): Body) -> Answer {
+    let made = node.cluster_client_create(body(&bytes)?).await?;
+    Ok(json(StatusCode::CREATED, &made))
+}
+
+async fn cluster_client_remove(State(node): Node, Path(id): Path<String>) -> Answer {
+    node.cluster_client_remove(&id).await?;
     Ok(json(StatusCode::OK, &serde_json::json!({})))
 }
 

@@ -87,6 +87,48 @@ pub struct TokenUseInfo {
     pub at: Timestamp,
 }
 
+/// Of `cluster client create`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ClientCreate {
+    /// What people call it.
+    pub name: String,
+    /// Its public key: a point of P-256, uncompressed, in base64.
+    pub public_key: String,
+    /// How long its certificate holds.
+    pub ttl_seconds: u64,
+}
+
+/// The answer to `cluster client create`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClientMade {
+    /// Names it.
+    pub id: String,
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// Its certificate, DER in base64.
+    pub certificate: String,
+    /// The authority's certificate, DER in base64.
+    pub authority: String,
+    /// When its certificate ends.
+    pub expires_at: Timestamp,
+}
+
+/// A client of the API over the network.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClientInfo {
+    /// Names it.
+    pub id: String,
+    /// What people call it.
+    pub name: String,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When its certificate ends.
+    pub expires_at: Timestamp,
+}
+
 /// Of `cluster rotate-certificates`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

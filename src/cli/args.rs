@@ -32,16 +32,25 @@ Examples:
 #[derive(Debug, Parser)]
 #[command(name = "storageos", version, disable_version_flag = true, after_help = ROOT_HELP, max_term_width = 120)]
 pub(super) struct Cli {
-    /// The daemon's socket: a path or unix:///PATH [default: /run/storageos/storageos.sock]
+    /// The daemon's socket: a path or unix:///PATH; or https://HOST:PORT, what a node's --api says [default: /run/storageos/storageos.sock]
     #[arg(
         short = 'H',
         long,
         env = "STORAGEOS_HOST",
         global = true,
-        value_name = "SOCKET",
+        value_name = "HOST",
         hide_env_values = true
     )]
     pub(super) host: Option<String>,
+    /// With https://HOST:PORT: the file that storageos cluster client create made
+    #[arg(
+        long,
+        env = "STORAGEOS_CLIENT_CERT",
+        global = true,
+        value_name = "FILE",
+        hide_env_values = true
+    )]
+    pub(super) client_cert: Option<PathBuf>,
     /// Say on stderr what is being done
     #[arg(short = 'D', long, global = true)]
     pub(super) debug: bool,
@@ -148,6 +157,8 @@ pub(super) enum ClusterVerb {
     },
     /// Make and list tokens, by which nodes may join
     Token(TokenCommand),
+    /// Make and list clients, which may use the API over the network
+    Client(ClientCommand),
     /// Let all nodes renew their certificates now; they do so by themselves long before these expire
     RotateCertificates,
     /// Say whether the control plane, the nodes and the volumes are well; exit code 0 if so, 1 if not
@@ -261,6 +272,43 @@ pub(super) enum TokenVerb {
     #[command(visible_alias = "remove")]
     Rm {
         /// Ids, as storageos cluster token ls shows them
+        #[arg(required = true, value_name = "ID")]
+        ids: Vec<String>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ClientCommand {
+    #[command(subcommand)]
+    pub(super) verb: ClientVerb,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ClientVerb {
+    /// Make a client, and a file with its key and certificate, which is a secret
+    #[command(
+        after_help = "Whoever has the file can do all that storageos does with volumes and nodes, from anywhere where a node's --api can be reached, until the\n\
+        certificate expires or the client is removed; but not let others in, nor mount.\n\n\
+        Examples:\n  storageos cluster client create laptop\n  storageos -H https://10.0.0.1:5710 --client-cert laptop.pem volume ls"
+    )]
+    Create {
+        /// How long the certificate holds, as 12h or 90d
+        #[arg(long, value_name = "TIME", default_value = "90d")]
+        ttl: String,
+        /// The file, which must not be there; - for standard output [default: NAME.pem]
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+        /// What to call it
+        #[arg(value_name = "NAME")]
+        name: String,
+    },
+    /// List the clients whose certificates have not expired
+    #[command(visible_alias = "list")]
+    Ls(ListOptions),
+    /// Remove clients: nothing is served to them from now on
+    #[command(visible_alias = "remove")]
+    Rm {
+        /// Ids, as storageos cluster client ls shows them
         #[arg(required = true, value_name = "ID")]
         ids: Vec<String>,
     },
@@ -522,6 +570,9 @@ pub(super) struct RunOptions {
     pub(super) keep_mounts: Duration,
     #[command(flatten)]
     pub(super) token: TokenOptions,
+    /// Also serve the API on this TCP address, to clients with a certificate (storageos cluster client create) [default: only on the sockets]
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub(super) api: Option<SocketAddr>,
     /// Also serve /metrics, /healthz and /readyz on this TCP address, read-only, in plain HTTP and to whoever asks [default: only on the socket]
     #[arg(long, value_name = "ADDR:PORT")]
     pub(super) metrics: Option<SocketAddr>,

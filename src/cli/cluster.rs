@@ -24,6 +24,7 @@ pub(super) async fn run(client: &Client, verb: ClusterVerb) -> Result<ExitCode, 
                 .await?;
             print(&format!("{}\n", member.cluster))?;
         }
+        ClusterVerb::Client(command) => return super::client::run(client, command.verb).await,
         ClusterVerb::Token(command) => return token::run(client, command.verb).await,
         ClusterVerb::RotateCertificates => {
             let _: serde_json::Value = client.post("/v1/cluster/rotate", &RotateRequest {}).await?;

@@ -4,6 +4,7 @@
 //! error says `storageos: error: …` and, where there is something to do, what.
 
 mod args;
+mod client;
 mod cluster;
 mod config_file;
 #[cfg(test)]
@@ -109,8 +110,10 @@ fn dispatch(cli: Cli, origin: &Origin) -> Result<ExitCode, ApiError> {
         .build()
         .map_err(|e| ApiError::internal(format!("cannot start the async runtime: {e}")))?;
     let host = cli.host.unwrap_or_else(|| DEFAULT_SOCKET.to_owned());
-    let client = Client::new(&host)?;
-    tracing::debug!(socket = %client.socket().display(), "asking the daemon");
+    let credentials = cli.client_cert.filter(|file| !file.as_os_str().is_empty());
+    let credentials = credentials.map(|file| client::credentials(&file)).transpose()?;
+    let client = Client::new(&host, credentials.as_ref())?;
+    tracing::debug!(%host, "asking the daemon");
     runtime.block_on(async {
         match noun {
             Noun::Cluster(command) => cluster::run(&client, command.verb).await,

@@ -19,7 +19,9 @@ pub(super) fn mount(
     parsed
         .add(options, false)
         .map_err(|error| ApiError::new(Code::Usage, error))?;
-    parsed.socket.get_or_insert_with(|| client.socket().to_owned());
+    if parsed.socket.is_none() {
+        parsed.socket = Some(client.socket()?.to_owned());
+    }
     parsed.timeout = parse_time(timeout)?;
     let arguments = MountArguments {
         volume: volume.to_owned(),

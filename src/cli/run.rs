@@ -122,6 +122,7 @@ fn failed(error: StartError) -> ApiError {
         | StartError::NoCertificate(_)
         | StartError::Docker(DoorError::Ledger(_)) => Code::Failed,
         StartError::Listen { .. }
+        | StartError::Api { .. }
         | StartError::Metrics { .. }
         | StartError::Socket(_)
         | StartError::Docker(DoorError::Socket(_)) => Code::Conflict,
@@ -196,6 +197,7 @@ fn config(options: RunOptions, log: Arc<RecentLog>, from_file: Vec<String>) -> R
             ..Options::default()
         },
         timing,
+        api: options.api,
         metrics: options.metrics,
         log: Some(log),
         command_line: node::without_secrets(command_line.chain(from_file)),

@@ -7,6 +7,7 @@
 mod catalog;
 #[cfg(test)]
 mod catalog_tests;
+mod clients;
 #[cfg(test)]
 mod conformance;
 mod controller;
@@ -25,6 +26,7 @@ mod trust;
 mod view;
 
 pub use catalog::{Catalog, CatalogError, NewVolume, VolumeChange, candidates};
+pub use clients::{ClientRecord, IssuedClient};
 pub use controller::control;
 pub use drain::{Remaining, Waiting, remaining};
 pub use etcd::{EtcdAddressError, EtcdConfig, EtcdStore};

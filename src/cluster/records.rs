@@ -2,7 +2,7 @@
 //!
 //! Unknown fields are kept out of the way, so that a newer daemon may add some; a higher version is refused.
 
-use crate::trust::TokenId;
+use crate::trust::{ClientId, TokenId};
 use crate::volume::{NodeId, VolumeId};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -36,6 +36,8 @@ pub(super) enum Key {
     Authority,
     /// Leave to join.
     Token(TokenId),
+    /// Leave to use the API over the network.
+    Client(ClientId),
 }
 
 /// What stays of a deleted node.
@@ -59,6 +61,7 @@ impl Key {
             Some(("live", id)) => id.parse().ok().map(Self::Live),
             Some(("deleted", id)) => id.parse().ok().map(Self::Deleted),
             Some(("tokens", id)) => id.parse().ok().map(Self::Token),
+            Some(("clients", id)) => id.parse().ok().map(Self::Client),
             _ => None,
         }
     }
@@ -68,6 +71,7 @@ impl Key {
             Self::Cluster => "cluster".into(),
             Self::Authority => "authority".into(),
             Self::Token(id) => format!("tokens/{id}"),
+            Self::Client(id) => format!("clients/{id}"),
             Self::Namespace(name) => format!("namespaces/{name}"),
             Self::Node(id) => format!("nodes/{id}"),
             Self::Volume(id) => format!("volumes/{id}"),
@@ -173,6 +177,7 @@ mod tests {
             Key::Deleted(NodeId::from_bytes([6; 16])),
             Key::Authority,
             Key::Token(TokenId([7; 8])),
+            Key::Client(ClientId([8; 8])),
         ] {
             assert_eq!(Key::parse(&key.text()), Some(key));
         }

@@ -5,10 +5,11 @@
 //! it, so that a node whose answer was lost is answered again, and nobody else.
 
 use super::catalog::{ATTEMPTS, Catalog, CatalogError, compare, grave_name, not_found, put, read, revision};
+use super::clients::IssuedClient;
 use super::records::{Key, encode};
 use super::store::Change;
 use crate::exec;
-use crate::trust::{Authority, Credentials, Issued, Key as KeyPair, Token, TokenId, TrustError};
+use crate::trust::{Authority, ClientId, Credentials, Issued, Key as KeyPair, Token, TokenId, TrustError};
 use crate::volume::{ClusterId, NodeId};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -73,7 +74,7 @@ impl From<TrustError> for CatalogError {
     }
 }
 
-fn later(from: Timestamp, by: Duration) -> Timestamp {
+pub(super) fn later(from: Timestamp, by: Duration) -> Timestamp {
     let by = SignedDuration::try_from(by).unwrap_or(SignedDuration::MAX);
     from.checked_add(by).unwrap_or(Timestamp::MAX)
 }
@@ -103,6 +104,24 @@ impl Issuer {
     fn issue(&self, node: NodeId, public: &[u8]) -> Result<Issued, TrustError> {
         let now = exec::time::wall();
         self.authority.issue(node, public, self.validity, self.renewals, now)
+    }
+
+    /// A certificate for a client of the API, until then; and the authority's.
+    pub(super) fn issue_client(
+        &self,
+        client: ClientId,
+        public: &[u8],
+        life: Duration,
+        now: Timestamp,
+    ) -> Result<IssuedClient, TrustError> {
+        let (certificate, expires) = self.authority.issue_client(client, public, life, now)?;
+        Ok(IssuedClient {
+            client,
+            cluster: self.cluster,
+            certificate,
+            expires,
+            authority: self.authority.certificate().to_vec(),
+        })
     }
 
     /// A fresh key for a node, with a certificate.

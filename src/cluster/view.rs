@@ -2,8 +2,10 @@
 //!
 //! A view may lag behind the store, never ahead of it. Whatever is decided on one is done by a transaction that compares.
 
+use super::clients::ClientRecord;
 use super::records::{self, Key};
 use super::store::{ControlError, ControlStore, Event, Revision, Row};
+use crate::trust::ClientId;
 use crate::volume::{ClusterId, Namespace, Node, NodeId, Volume, VolumeId, VolumeRef};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -30,6 +32,8 @@ pub struct View {
     pub live: BTreeSet<NodeId>,
     /// Nodes that were deleted.
     pub deleted: BTreeSet<NodeId>,
+    /// Clients that may use the API over the network.
+    pub clients: BTreeMap<ClientId, Arc<ClientRecord>>,
     /// How often all certificates were to be renewed at once: those of a lower number are to be.
     pub renewals: u64,
 }
@@ -72,6 +76,7 @@ impl View {
                 let record: Option<super::trust::AuthorityRecord> = value.and_then(|v| records::decode(key, v));
                 self.renewals = record.map_or(self.renewals, |record| record.renewals);
             }
+            Some(Key::Client(id)) => set(&mut self.clients, id, key, value),
             Some(Key::Token(_)) | None => {}
         }
     }

@@ -39,7 +39,7 @@ impl Node {
     }
 
     async fn call(&self, call: &str, request: Value) -> Value {
-        let client = Client::new(self.socket().to_str().unwrap()).unwrap();
+        let client = Client::new(self.socket().to_str().unwrap(), None).unwrap();
         client.post(call, &request).await.unwrap()
     }
 

@@ -82,6 +82,14 @@ pub enum StartError {
     /// The API's socket.
     #[error(transparent)]
     Socket(#[from] SocketError),
+    /// The address for clients of the API.
+    #[error("cannot serve the API on {address}: {source}")]
+    Api {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
     /// The address for metrics.
     #[error("cannot serve metrics on {address}: {source}")]
     Metrics {

@@ -1,8 +1,18 @@
-//! The doors of a daemon: the API and the mount helpers' sockets, the address for metrics, Docker's driver. Each answers until the daemon has stopped.
+//! The doors of a daemon: the API and the mount helpers' sockets, the addresses for clients with a certificate and for metrics, Docker's driver. Each answers until the daemon has stopped.
 
 use super::daemon::{Daemon, StartError};
 use crate::api;
 use crate::docker::{Door, Settings};
+use std::io;
+use std::net::SocketAddr;
+use tokio::net::TcpListener;
+
+/// Before anything is served, so that an address that is taken ends the start.
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let listener = std::net::TcpListener::bind(address)?;
+    listener.set_nonblocking(true)?;
+    TcpListener::from_std(listener)
+}
 
 impl Daemon {
     /// Serves the API and the mount helpers on every socket asked for.
@@ -32,8 +42,22 @@ impl Daemon {
                 let _ = std::fs::remove_file(path);
             });
         }
+        self.open_door_for_clients()?;
         self.open_door_for_monitoring()?;
         self.open_door_for_docker()
+    }
+
+    /// Serves clients with a certificate on a TCP address, if that was asked for.
+    fn open_door_for_clients(&self) -> Result<(), StartError> {
+        let Some(address) = self.shared.config.api else {
+            return Ok(());
+        };
+        let listener = listen(address).map_err(|source| StartError::Api { address, source })?;
+        tracing::info!(%address, "API for clients with a certificate");
+        let (operations, gate) = (self.shared.clone(), self.shared.clone());
+        self.api_tasks
+            .spawn(api::serve_clients(listener, operations, gate, self.api_stop.clone()));
+        Ok(())
     }
 
     /// Serves metrics on a TCP address, if that was asked for.
@@ -41,11 +65,7 @@ impl Daemon {
         let Some(address) = self.shared.config.metrics else {
             return Ok(());
         };
-        let failed = |source| StartError::Metrics { address, source };
-        let listener = std::net::TcpListener::bind(address).map_err(failed)?;
-        listener.set_nonblocking(true).map_err(failed)?;
-        let address = listener.local_addr().map_err(failed)?;
-        let listener = tokio::net::TcpListener::from_std(listener).map_err(failed)?;
+        let listener = listen(address).map_err(|source| StartError::Metrics { address, source })?;
         tracing::info!(%address, "metrics");
         let serving = api::serve_monitoring(listener, self.shared.clone(), self.api_stop.clone());
         self.api_tasks.spawn(async move {

@@ -11,6 +11,7 @@
 mod admission;
 mod backend;
 mod checker;
+mod clients;
 pub(crate) mod control;
 mod daemon;
 mod data_dir;
@@ -122,6 +123,8 @@ pub struct NodeConfig {
     pub timing: Timing,
     /// Time in which every copy is read once and compared with its hashes; `None`: only when asked to.
     pub scrub: Option<Duration>,
+    /// Where clients with a certificate may use the API over the network; `None`: nowhere.
+    pub api: Option<SocketAddr>,
     /// Where `/metrics`, `/healthz` and `/readyz` are served besides the sockets, without encryption or passwords; `None`: nowhere.
     pub metrics: Option<SocketAddr>,
     /// The log's latest lines, for a bug report.
@@ -157,6 +160,7 @@ impl NodeConfig {
             replication: Options::default(),
             timing: Timing::default(),
             scrub: Some(DEFAULT_SCRUB),
+            api: None,
             metrics: None,
             log: None,
             command_line: Vec::new(),

@@ -176,6 +176,18 @@ impl Operations for Shared {
         self.joined()?.remove_token(id).await
     }
 
+    async fn cluster_clients(&self) -> Result<Vec<ClientInfo>, ApiError> {
+        self.joined()?.clients().await
+    }
+
+    async fn cluster_client_create(&self, create: ClientCreate) -> Result<ClientMade, ApiError> {
+        self.joined()?.create_client(&create).await
+    }
+
+    async fn cluster_client_remove(&self, id: &str) -> Result<(), ApiError> {
+        self.joined()?.remove_client(id).await
+    }
+
     async fn cluster_rotate(&self) -> Result<(), ApiError> {
         Ok(self.joined()?.control.catalog.renew_certificates().await?)
     }

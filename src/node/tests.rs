@@ -63,7 +63,7 @@ impl Cluster {
 
     fn client(&self, index: usize) -> Client {
         let socket = self.home.path().join(format!("n{}", index + 1)).join("storageos.sock");
-        Client::new(socket.to_str().unwrap()).unwrap()
+        Client::new(socket.to_str().unwrap(), None).unwrap()
     }
 
     fn node(&self, index: usize) -> &Daemon {
@@ -370,7 +370,7 @@ async fn a_fresh_node_says_how_to_make_or_join_a_cluster() {
         ..config(home.path(), &store, 0)
     };
     let daemon = Daemon::start(fresh).await.unwrap();
-    let client = Client::new(home.path().join("n1/storageos.sock").to_str().unwrap()).unwrap();
+    let client = Client::new(home.path().join("n1/storageos.sock").to_str().unwrap(), None).unwrap();
     let error = client.get::<Vec<NodeInfo>>("/v1/nodes").await.unwrap_err();
     assert_eq!(error.code, Code::Unavailable);
     let hint = error.hint.unwrap();

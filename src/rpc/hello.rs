@@ -6,8 +6,9 @@
 //! It travels inside TLS. What it says of the node must be what the certificate says; a caller without one (a node that is joining) may only
 //! open [`Kind::Enrol`].
 
-use super::tls::{CredentialsError, Keys, Locks, proves};
+use super::tls::{CredentialsError, Keys, Locks};
 use crate::trust::Credentials;
+use crate::trust::verify::proves;
 use crate::volume::{ClusterId, NodeId};
 use rustls::pki_types::CertificateDer;
 use std::collections::BTreeSet;

@@ -9,10 +9,11 @@ use super::{
     lanes,
     secure::Secure,
     server::Connection,
-    tls::{self, proves},
+    tls,
     transport::Transport,
 };
 use crate::exec;
+use crate::trust::verify::proves;
 use crate::volume::ClusterId;
 use parking_lot::Mutex;
 use serde::{Serialize, de::DeserializeOwned};

@@ -5,41 +5,22 @@
 //! connection is checked anew; the connections of a node are closed when it is locked out.
 
 use super::secure::Cut;
-use crate::trust::{Credentials, name_of, pin};
+use crate::trust::Credentials;
+use crate::trust::verify::{Called, PROVIDER, Root, proves};
 use crate::volume::{ClusterId, NodeId};
 use parking_lot::{Mutex, RwLock};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{Resumption, verify_server_cert_signed_by_trust_anchor, verify_server_name};
-use rustls::crypto::ring::cipher_suite::{
-    TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256,
-};
-use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, ring, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
-use rustls::server::{NoServerSessionStorage, ParsedCertificate, WebPkiClientVerifier};
+use rustls::client::Resumption;
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName};
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::version::TLS13;
-use rustls::{
-    CertificateError, ClientConfig, ClientConnection, DigitallySignedStruct, Error, RootCertStore, ServerConfig,
-    ServerConnection, SignatureScheme,
-};
+use rustls::{ClientConfig, ClientConnection, Error, RootCertStore, ServerConfig, ServerConnection};
 use std::collections::BTreeSet;
-use std::sync::{Arc, LazyLock, Weak};
+use std::sync::{Arc, Weak};
 
 /// What both sides must want to speak (ALPN).
 const PROTOCOL: &[u8] = b"storageos/1";
 /// The name asked for in a handshake; not sent, and not looked at: the hello says who is there.
 const NOBODY: &str = "node.storageos.internal";
-
-/// AES-128 first: the fastest where the processor knows AES, and as good.
-static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
-    Arc::new(CryptoProvider {
-        cipher_suites: vec![
-            TLS13_AES_128_GCM_SHA256,
-            TLS13_AES_256_GCM_SHA384,
-            TLS13_CHACHA20_POLY1305_SHA256,
-        ],
-        ..ring::default_provider()
-    })
-});
 
 /// Why credentials cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -49,87 +30,6 @@ pub struct CredentialsError(String);
 impl From<Error> for CredentialsError {
     fn from(error: Error) -> Self {
         Self(error.to_string())
-    }
-}
-
-/// Whether a certificate, of the right authority as the handshake has shown, is a node's.
-pub(super) fn proves(certificate: &CertificateDer<'_>, node: NodeId, cluster: ClusterId) -> bool {
-    let (Ok(parsed), Ok(name)) = (
-        ParsedCertificate::try_from(certificate),
-        ServerName::try_from(name_of(node, cluster)),
-    ) else {
-        return false;
-    };
-    verify_server_name(&parsed, &name).is_ok()
-}
-
-/// Which authority the called must have its certificate of.
-#[derive(Debug)]
-enum Root {
-    /// This one.
-    Known(RootCertStore),
-    /// The one with this hash, which the called shows.
-    Pinned([u8; 32]),
-}
-
-/// Checks the certificate of whoever is called; for which node it is, the hello tells.
-#[derive(Debug)]
-struct Called {
-    root: Root,
-    algorithms: WebPkiSupportedAlgorithms,
-}
-
-impl Called {
-    fn new(root: Root) -> Arc<Self> {
-        let algorithms = PROVIDER.signature_verification_algorithms;
-        Arc::new(Self { root, algorithms })
-    }
-}
-
-impl ServerCertVerifier for Called {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        let mut pinned = RootCertStore::empty();
-        let roots = match &self.root {
-            Root::Known(roots) => roots,
-            Root::Pinned(hash) => {
-                let shown = intermediates.iter().find(|certificate| pin(certificate) == *hash);
-                let shown = shown.ok_or(CertificateError::UnknownIssuer)?;
-                pinned.add(shown.clone())?;
-                &pinned
-            }
-        };
-        let certificate = ParsedCertificate::try_from(end_entity)?;
-        verify_server_cert_signed_by_trust_anchor(&certificate, roots, intermediates, now, self.algorithms.all)?;
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Err(Error::General("only TLS 1.3 is spoken".to_owned()))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signed, &self.algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
     }
 }
 

@@ -3,7 +3,7 @@
 //! Invariants: the names in a certificate are the issuer's words, never the asker's; a certificate says that its holder is one node and no authority.
 //! Everything in the authority's certificate but its dates and key follows from the cluster's id, so certificate and key are all there is to keep.
 
-use super::{TrustError, name_of};
+use super::{ClientId, TrustError, client_name_of, name_of};
 use crate::volume::{ClusterId, NodeId};
 use jiff::{SignedDuration, Timestamp};
 use rcgen::{
@@ -144,6 +144,46 @@ impl Authority {
         renewals: u64,
         now: Timestamp,
     ) -> Result<Issued, TrustError> {
+        let holder = Holder {
+            common: node.to_string(),
+            name: name_of(node, self.cluster),
+            usages: vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth],
+        };
+        let (certificate, expires) = self.certify(holder, public, validity, now)?;
+        Ok(Issued {
+            certificate,
+            at: now,
+            expires,
+            renewals,
+        })
+    }
+
+    /// Certifies that the owner of a public key is a client of the cluster's API; with when that ends. Such a certificate is not good for answering calls.
+    ///
+    /// # Errors
+    /// As [`Authority::issue`].
+    pub fn issue_client(
+        &self,
+        client: ClientId,
+        public: &[u8],
+        validity: Duration,
+        now: Timestamp,
+    ) -> Result<(Vec<u8>, Timestamp), TrustError> {
+        let holder = Holder {
+            common: format!("client {client}"),
+            name: client_name_of(client, self.cluster),
+            usages: vec![ExtendedKeyUsagePurpose::ClientAuth],
+        };
+        self.certify(holder, public, validity, now)
+    }
+
+    fn certify(
+        &self,
+        holder: Holder,
+        public: &[u8],
+        validity: Duration,
+        now: Timestamp,
+    ) -> Result<(Vec<u8>, Timestamp), TrustError> {
         if public.len() != POINT || public.first() != Some(&4) {
             return Err(TrustError::Crypto("not a public key of P-256".to_owned()));
         }
@@ -152,23 +192,27 @@ impl Authority {
         let mut params = CertificateParams::default();
         let mut name = DistinguishedName::new();
         name.push(DnType::OrganizationName, "storageos");
-        name.push(DnType::CommonName, node.to_string());
+        name.push(DnType::CommonName, holder.common);
         params.distinguished_name = name;
-        let san = name_of(node, self.cluster).try_into().map_err(crypto)?;
-        params.subject_alt_names = vec![SanType::DnsName(san)];
+        params.subject_alt_names = vec![SanType::DnsName(holder.name.try_into().map_err(crypto)?)];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.extended_key_usages = holder.usages;
         params.is_ca = IsCa::ExplicitNoCa;
         let life = SignedDuration::try_from(validity).map_err(crypto)?;
         (params.not_before, params.not_after) = dates(now, life)?;
         let certificate = params.signed_by(&Public(public), &issuer).map_err(crypto)?;
-        Ok(Issued {
-            certificate: certificate.der().to_vec(),
-            at: now,
-            expires: now.checked_add(life).map_err(crypto)?,
-            renewals,
-        })
+        let expires = now.checked_add(life).map_err(crypto)?;
+        Ok((certificate.der().to_vec(), expires))
     }
+}
+
+/// Whose a certificate is.
+struct Holder {
+    /// For people.
+    common: String,
+    /// What counts.
+    name: String,
+    usages: Vec<ExtendedKeyUsagePurpose>,
 }
 
 impl fmt::Debug for Authority {

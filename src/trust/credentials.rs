@@ -3,14 +3,10 @@
 //! The file is PEM with lines of plain text before it, as the format allows, that say whose it is and how long it holds. Invariants: it is replaced
 //! as a whole, so key and certificate always belong together; only its owner can read it (0600, in a directory with 0700).
 
-use super::{Issued, Key, TrustError};
+use super::{Issued, Key, PemFile, TrustError, pem};
 use crate::os;
 use crate::volume::{ClusterId, NodeId};
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use std::fmt;
 use std::fs::{self, DirBuilder};
 use std::io::ErrorKind;
@@ -103,43 +99,22 @@ impl Credentials {
             ("CERTIFICATE", &self.authority),
             ("PRIVATE KEY", &self.key),
         ] {
-            text.push_str(&format!("-----BEGIN {label}-----\n"));
-            let encoded = STANDARD.encode(der);
-            for line in encoded.as_bytes().chunks(64) {
-                // base64 is ASCII.
-                text.push_str(&String::from_utf8_lossy(line));
-                text.push('\n');
-            }
-            text.push_str(&format!("-----END {label}-----\n"));
+            pem(&mut text, label, der);
         }
         text
     }
 
     fn parse(text: &str) -> Result<Self, String> {
-        fn line<T: std::str::FromStr>(text: &str, name: &str) -> Result<T, String> {
-            let value = text
-                .lines()
-                .find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
-            value
-                .and_then(|value| value.parse().ok())
-                .ok_or_else(|| format!("no line {name} that can be read"))
-        }
-        let bytes = text.as_bytes();
-        let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(bytes).collect();
-        let certificates = certificates.map_err(|e| format!("its certificates cannot be read: {e:?}"))?;
-        let [certificate, authority] = certificates.as_slice() else {
-            return Err("it does not hold two certificates".to_owned());
-        };
-        let key = PrivatePkcs8KeyDer::from_pem_slice(bytes).map_err(|e| format!("its key cannot be read: {e:?}"))?;
+        let file = PemFile::parse(text)?;
         Ok(Self {
-            node: line(text, "Node")?,
-            cluster: line(text, "Cluster")?,
-            issued: line(text, "Issued")?,
-            expires: line(text, "Expires")?,
-            renewals: line(text, "Renewals")?,
-            key: key.secret_pkcs8_der().to_vec(),
-            certificate: certificate.to_vec(),
-            authority: authority.to_vec(),
+            node: PemFile::line(text, "Node")?,
+            cluster: PemFile::line(text, "Cluster")?,
+            issued: PemFile::line(text, "Issued")?,
+            expires: PemFile::line(text, "Expires")?,
+            renewals: PemFile::line(text, "Renewals")?,
+            key: file.key,
+            certificate: file.certificate,
+            authority: file.authority,
         })
     }
 

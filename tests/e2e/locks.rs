@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use storageos::trust::{Authority, Credentials, Key};
+use storageos::trust::{Authority, ClientId, Credentials, Issued, Key};
 use storageos::volume::{ClusterId, NodeId};
 
 const CONTROL: u8 = 1;
@@ -174,6 +174,22 @@ fn nobody_gets_in_without_a_certificate_of_the_cluster_that_says_who_it_is() {
         own = Credentials::new(node, id, &key, issued, authority.certificate().to_vec());
         let said = knock(address, Some(&own), &hello(NODE, Some(id), node));
         assert_eq!(said.is_ok_and(|(code, _)| code == ACCEPTED), good, "{hours}");
+    }
+    // A client of the API, by the right authority.
+    let key = Key::generate().unwrap();
+    let hour = Duration::from_secs(3600);
+    let (certificate, expires) = authority
+        .issue_client(ClientId([1; 8]), key.public(), hour, Timestamp::now())
+        .unwrap();
+    let issued = Issued {
+        certificate,
+        at: Timestamp::now(),
+        expires,
+        renewals: 0,
+    };
+    let client = Credentials::new(node, id, &key, issued, authority.certificate().to_vec());
+    for kind in [CONTROL, NODE, DATA, SYNC] {
+        assert_eq!(code(address, Some(&client), &hello(kind, Some(id), node)), UNPROVEN);
     }
     // The hello of before TLS, and no TLS at all.
     for bytes in [hello(DATA, Some(id), node), b"GET / HTTP/1.0\r\n\r\n".to_vec()] {

@@ -29,6 +29,7 @@ mod mounting;
 mod netns;
 mod nodes;
 mod posix;
+mod remote;
 mod restarts;
 mod space;
 mod times;

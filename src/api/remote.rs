@@ -1,0 +1,189 @@
+//! The API over the network, where an operator asked for it: TLS 1.3, and on both sides a certificate of the cluster's authority.
+//!
+//! Who has a certificate of a client whose record is there may do what the daemon's socket allows, but for what would let others in or take the authority's key away
+//! ([`super::server::router_for_clients`]). A connection is for one request, so each is checked anew.
+//!
+//! Bounds: [`MAX_CONNECTIONS`]; a handshake takes [`HANDSHAKE`] at most, a request's head [`HEAD`]; when the daemon ends, requests under way get [`GRACE`].
+
+use super::server::router_for_clients;
+use super::{ApiError, Code, Operations};
+use crate::trust::Credentials;
+use crate::trust::verify::PROVIDER;
+use axum::Router;
+use axum::extract::Request;
+use axum::http::Method;
+use axum::middleware::{self, Next};
+use axum::response::IntoResponse;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::version::TLS13;
+use rustls::{RootCertStore, ServerConfig};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Connections at once; more wait in the kernel's backlog.
+const MAX_CONNECTIONS: usize = 64;
+/// Longest time for a handshake.
+const HANDSHAKE: Duration = Duration::from_secs(5);
+/// Longest time for the head of a request.
+const HEAD: Duration = Duration::from_secs(10);
+/// How long requests under way are waited for when the daemon ends.
+const GRACE: Duration = Duration::from_secs(2);
+/// Pause when the system gives no connection, as without file descriptors.
+const PAUSE: Duration = Duration::from_millis(100);
+/// What both sides must want to speak (ALPN).
+pub(super) const PROTOCOL: &[u8] = b"http/1.1";
+
+/// What the door needs to know of the cluster.
+pub trait Gatekeeper: Send + Sync + 'static {
+    /// What this node proves itself with; `None`: it is in no cluster.
+    fn credentials(&self) -> Option<Credentials>;
+
+    /// The name of the client whose certificate this is, of the right authority as the handshake has shown; `None`: there is no such client, or
+    /// no longer.
+    fn client(&self, certificate: &CertificateDer<'_>) -> Option<String>;
+}
+
+/// Serves clients on a TCP address until `stop`.
+pub async fn serve_clients(
+    listener: TcpListener,
+    operations: Arc<dyn Operations>,
+    gate: Arc<dyn Gatekeeper>,
+    stop: CancellationToken,
+) {
+    let app = router_for_clients(operations);
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let connections = TaskTracker::new();
+    loop {
+        let next = async {
+            // It is never closed.
+            let place = places.clone().acquire_owned().await.ok();
+            (place, listener.accept().await)
+        };
+        let (place, accepted) = tokio::select! {
+            () = stop.cancelled() => break,
+            next = next => next,
+        };
+        match accepted {
+            Ok((tcp, address)) => {
+                let (app, gate, stop) = (app.clone(), gate.clone(), stop.clone());
+                connections.spawn(async move {
+                    if let Err(error) = guest(tcp, address, app, &*gate, stop).await {
+                        tracing::debug!(%address, %error, "a connection to the API ended");
+                    }
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                tracing::debug!(%error, "a connection to the API was not made");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+    connections.close();
+    let _ = tokio::time::timeout(GRACE, connections.wait()).await;
+}
+
+/// Why a connection ended without an answer.
+#[derive(Debug, thiserror::Error)]
+enum GuestError {
+    #[error("this node is in no cluster yet")]
+    NoCluster,
+    #[error("the node's certificate cannot be used: {0}")]
+    Credentials(String),
+    #[error("the handshake failed: {0}")]
+    Handshake(std::io::Error),
+    #[error("the handshake took too long")]
+    Slow,
+    #[error("{0}")]
+    Http(#[from] hyper::Error),
+}
+
+/// One connection, from handshake to answer.
+async fn guest(
+    tcp: TcpStream,
+    address: SocketAddr,
+    app: Router,
+    gate: &dyn Gatekeeper,
+    stop: CancellationToken,
+) -> Result<(), GuestError> {
+    let credentials = gate.credentials().ok_or(GuestError::NoCluster)?;
+    let config = server_config(&credentials).map_err(GuestError::Credentials)?;
+    let accepting = TlsAcceptor::from(Arc::new(config)).accept(tcp);
+    let tls = match tokio::time::timeout(HANDSHAKE, accepting).await {
+        Ok(Ok(tls)) => tls,
+        Ok(Err(error)) => return Err(GuestError::Handshake(error)),
+        Err(_) => return Err(GuestError::Slow),
+    };
+    let shown = tls.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+    let client = shown.and_then(|certificate| gate.client(certificate));
+    let app = match client {
+        Some(name) => app.layer(middleware::from_fn(move |request, next| {
+            noted(name.clone(), request, next)
+        })),
+        None => {
+            tracing::warn!(%address, "a certificate that is of no client, or of one that was removed, was refused");
+            Router::new().fallback(no_client)
+        }
+    };
+    let serving = http1::Builder::new()
+        .keep_alive(false)
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD)
+        .serve_connection(TokioIo::new(tls), TowerToHyperService::new(app));
+    tokio::pin!(serving);
+    tokio::select! {
+        served = serving.as_mut() => return Ok(served?),
+        () = stop.cancelled() => serving.as_mut().graceful_shutdown(),
+    }
+    Ok(serving.await?)
+}
+
+async fn no_client() -> ApiError {
+    ApiError::new(
+        Code::Denied,
+        "this certificate is not that of a client, or the client was removed",
+    )
+    .hint("make one on a node of the cluster: storageos cluster client create NAME")
+}
+
+/// Who changed what is in the log.
+async fn noted(client: String, request: Request, next: Next) -> axum::response::Response {
+    let change = (request.method() != Method::GET).then(|| (request.method().clone(), request.uri().path().to_owned()));
+    let answer = next.run(request).await.into_response();
+    if let Some((method, path)) = change {
+        tracing::info!(client, %method, path, status = answer.status().as_u16(), "request over the network");
+    }
+    answer
+}
+
+fn server_config(credentials: &Credentials) -> Result<ServerConfig, String> {
+    let text = |error: &dyn std::fmt::Display| error.to_string();
+    let authority = CertificateDer::from(credentials.authority().to_vec());
+    let mut roots = RootCertStore::empty();
+    roots.add(authority.clone()).map_err(|e| text(&e))?;
+    let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), PROVIDER.clone())
+        .build()
+        .map_err(|e| text(&e))?;
+    let chain = vec![CertificateDer::from(credentials.certificate().to_vec()), authority];
+    let key = PrivatePkcs8KeyDer::from(credentials.key().to_vec()).into();
+    let mut config = ServerConfig::builder_with_provider(PROVIDER.clone())
+        .with_protocol_versions(&[&TLS13])
+        .map_err(|e| text(&e))?
+        .with_client_cert_verifier(clients)
+        .with_single_cert(chain, key)
+        .map_err(|e| text(&e))?;
+    config.alpn_protocols = vec![PROTOCOL.to_vec()];
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok(config)
+}
