@@ -63,7 +63,7 @@ impl Target {
                 .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
             {
                 return Err(ApiError::new(Code::Usage, format!("{host} has no port"))
-                    .hint("give what a node's --api says, as https://10.0.0.1:5710"));
+                    .hint("give what a node's --api says, as https://10.0.0.1:5704"));
             }
             let credentials = credentials.ok_or_else(|| {
                 ApiError::new(Code::Usage, format!("{host} is served to clients with a certificate only")).hint(

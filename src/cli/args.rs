@@ -289,7 +289,7 @@ pub(super) enum ClientVerb {
     #[command(
         after_help = "Whoever has the file can do all that storageos does with volumes and nodes, from anywhere where a node's --api can be reached, until the\n\
         certificate expires or the client is removed; but not let others in, nor mount.\n\n\
-        Examples:\n  storageos cluster client create laptop\n  storageos -H https://10.0.0.1:5710 --client-cert laptop.pem volume ls"
+        Examples:\n  storageos cluster client create laptop\n  storageos -H https://10.0.0.1:5704 --client-cert laptop.pem volume ls"
     )]
     Create {
         /// How long the certificate holds, as 12h or 90d

@@ -125,6 +125,7 @@ fn no_key_does_nothing() {
         "join = true",
         "keep-mounts = '0s'",
         "token-file = '/t'",
+        "api = '127.0.0.1:4'",
         "metrics = '127.0.0.1:3'",
         "scrub-days = 0.5",
         "log-format = 'json'",

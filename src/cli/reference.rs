@@ -52,7 +52,8 @@ fn describe(arg: &Arg) -> Key {
         (None, "data-dir") => "\"/var/lib/storageos\"".to_owned(),
         (None, "socket") => "\"/run/storageos/storageos.sock\"".to_owned(),
         (None, "token-file") => "\"/etc/storageos/token\"".to_owned(),
-        (None, "metrics") => "\"127.0.0.1:5704\"".to_owned(),
+        (None, "api") => "\"10.0.0.1:5704\"".to_owned(),
+        (None, "metrics") => "\"127.0.0.1:5705\"".to_owned(),
         (None, "log-filter") => "\"info\"".to_owned(),
         (None, "name") => "\"n1\"".to_owned(),
         (None, "socket-group") => "\"storageos\"".to_owned(),
@@ -161,7 +162,7 @@ const MANUAL_TAIL: &str = "\
 data\\-dir = \"/var/lib/storageos\"
 listen = \"10.0.0.1:5703\"
 name = \"n1\"
-metrics = \"10.0.0.1:5704\"
+metrics = \"10.0.0.1:5705\"
 label = [\"rack=a\", \"storageos.com/deployment=computeonly\"]
 .fi
 .SH SEE ALSO

@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-const PORT: u16 = 5710;
+const PORT: u16 = 5704;
 
 /// A cluster whose nodes serve clients.
 fn cluster() -> Cluster {
