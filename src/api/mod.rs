@@ -18,6 +18,6 @@ pub use client::{Client, escape};
 pub use error::{ApiError, Code};
 pub use monitoring::serve_monitoring;
 pub use operations::Operations;
-pub use remote::{Gatekeeper, serve_clients};
+pub use remote::{Gatekeeper, no_client, serve_clients};
 pub use server::serve;
 pub use socket::{DEFAULT_SOCKET, SOCKET_IN_DATA_DIR, SocketError, bind, group_id};

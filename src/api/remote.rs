@@ -48,9 +48,11 @@ pub trait Gatekeeper: Send + Sync + 'static {
     /// What this node proves itself with; `None`: it is in no cluster.
     fn credentials(&self) -> Option<Credentials>;
 
-    /// The name of the client whose certificate this is, of the right authority as the handshake has shown; `None`: there is no such client, or
-    /// no longer.
-    fn client(&self, certificate: &CertificateDer<'_>) -> Option<String>;
+    /// The name of the client whose certificate this is, of the right authority as the handshake has shown.
+    ///
+    /// # Errors
+    /// [`Code::Denied`]: there is no such client, or no longer. [`Code::Unavailable`]: this node does not know yet.
+    fn client(&self, certificate: &CertificateDer<'_>) -> Result<String, ApiError>;
 }
 
 /// Serves clients on a TCP address until `stop`.
@@ -125,14 +127,15 @@ async fn guest(
         Err(_) => return Err(GuestError::Slow),
     };
     let shown = tls.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-    let client = shown.and_then(|certificate| gate.client(certificate));
+    // The handshake does not end without one.
+    let client = shown.map_or_else(|| Err(no_client()), |certificate| gate.client(certificate));
     let app = match client {
-        Some(name) => app.layer(middleware::from_fn(move |request, next| {
+        Ok(name) => app.layer(middleware::from_fn(move |request, next| {
             noted(name.clone(), request, next)
         })),
-        None => {
-            tracing::warn!(%address, "a certificate that is of no client, or of one that was removed, was refused");
-            Router::new().fallback(no_client)
+        Err(error) => {
+            tracing::warn!(%address, %error, "a client was not let in");
+            Router::new().fallback(move || std::future::ready(error.clone()))
         }
     };
     let serving = http1::Builder::new()
@@ -148,7 +151,8 @@ async fn guest(
     Ok(serving.await?)
 }
 
-async fn no_client() -> ApiError {
+/// What whoever is no client is told.
+pub fn no_client() -> ApiError {
     ApiError::new(
         Code::Denied,
         "this certificate is not that of a client, or the client was removed",

@@ -110,8 +110,11 @@ fn dispatch(cli: Cli, origin: &Origin) -> Result<ExitCode, ApiError> {
         .build()
         .map_err(|e| ApiError::internal(format!("cannot start the async runtime: {e}")))?;
     let host = cli.host.unwrap_or_else(|| DEFAULT_SOCKET.to_owned());
-    let credentials = cli.client_cert.filter(|file| !file.as_os_str().is_empty());
-    let credentials = credentials.map(|file| client::credentials(&file)).transpose()?;
+    let credentials = match cli.client_cert {
+        // An empty variable of the environment is none.
+        Some(file) if host.starts_with("https://") && !file.as_os_str().is_empty() => Some(client::credentials(&file)?),
+        _ => None,
+    };
     let client = Client::new(&host, credentials.as_ref())?;
     tracing::debug!(%host, "asking the daemon");
     runtime.block_on(async {

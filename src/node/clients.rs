@@ -2,7 +2,7 @@
 
 use super::daemon::{Joined, Shared};
 use crate::api::types::{ClientCreate, ClientInfo, ClientMade};
-use crate::api::{ApiError, Gatekeeper};
+use crate::api::{ApiError, Gatekeeper, no_client};
 use crate::trust::verify::proves_client;
 use crate::trust::{ClientId, Credentials};
 use base64::Engine;
@@ -55,14 +55,17 @@ impl Gatekeeper for Shared {
         self.identity.credentials()
     }
 
-    fn client(&self, certificate: &CertificateDer<'_>) -> Option<String> {
-        let joined = self.joined().ok()?;
+    fn client(&self, certificate: &CertificateDer<'_>) -> Result<String, ApiError> {
+        let joined = self.joined()?;
         let view = joined.control.view();
-        let cluster = self.identity.cluster()?;
-        let (_, record) = view
-            .clients
-            .iter()
-            .find(|(id, _)| proves_client(certificate, **id, cluster))?;
-        Some(record.name.clone())
+        if view.revision == 0 {
+            return Err(ApiError::unavailable(
+                "this node has not heard of the cluster's records yet",
+            ));
+        }
+        let mut clients = view.clients.iter();
+        let found = clients.find(|(id, _)| proves_client(certificate, **id, joined.cluster));
+        let (_, record) = found.ok_or_else(no_client)?;
+        Ok(record.name.clone())
     }
 }
