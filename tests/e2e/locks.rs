@@ -420,7 +420,7 @@ fn a_token_lets_one_node_in_once_whichever_members_are_dead() {
 }
 
 /// Sockets of a process that listen for TCP or take UDP, as `tcp 127.0.0.1:5703`.
-fn listening(pid: u32) -> BTreeSet<String> {
+pub fn listening(pid: u32) -> BTreeSet<String> {
     let inodes: BTreeSet<String> = fs::read_dir(format!("/proc/{pid}/fd"))
         .unwrap()
         .filter_map(|entry| fs::read_link(entry.ok()?.path()).ok())

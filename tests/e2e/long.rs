@@ -35,7 +35,7 @@ const PIECE: u64 = 50_000;
 #[ignore = "long: tests/long"]
 fn fsx() {
     let pieces = setting("LONG_OPERATIONS", 1_000_000).div_ceil(PIECE);
-    for seed in 1..=setting("LONG_SEEDS", 5) {
+    for seed in setting("LONG_FIRST_SEED", 1)..=setting("LONG_SEEDS", 5) {
         let start = Instant::now();
         let mut cluster = Cluster::start(3);
         cluster.create_with(
@@ -74,7 +74,7 @@ fn fsx() {
 #[ignore = "long: tests/long"]
 fn mixed() {
     let steps = setting("LONG_OPERATIONS", 1_000_000);
-    for seed in 1..=setting("LONG_SEEDS", 5) {
+    for seed in setting("LONG_FIRST_SEED", 1)..=setting("LONG_SEEDS", 5) {
         let start = Instant::now();
         exercise_beside_kills(seed, usize::try_from(steps).expect("64 bits"));
         result(&format!("mixed_seed_{seed}_s"), start.elapsed().as_secs());

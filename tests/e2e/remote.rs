@@ -1,6 +1,7 @@
 //! The API over the network: clients with a certificate of the cluster, and everybody else.
 
 use crate::harness::{Cluster, STORAGEOS, Said, eventually, run};
+use crate::locks::listening;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -142,6 +143,10 @@ fn nobody_else_gets_in() {
     let (cluster, other) = (cluster(), Cluster::start(1));
     let host = url(&cluster, 1);
     let good = client(&cluster, "good", &[]);
+    for (index, node) in cluster.nodes.iter().enumerate() {
+        let doors = [node.address.clone(), url(&cluster, index).replace("https://", "")];
+        assert_eq!(listening(node.pid()), doors.map(|door| format!("tcp {door}")).into());
+    }
     let works = |file: &Path| remote(&host, Some(file), &["volume", "ls"]);
     works(&good).ok();
 
