@@ -156,14 +156,22 @@ pub fn receive<T: for<'de> Deserialize<'de>>(
             return Err(invalid("something follows the line"));
         }
     }
-    let parsed: Line<T> = serde_json::from_slice(&line).map_err(|e| invalid(&e.to_string()))?;
+    Ok((parse(&line)?, passed))
+}
+
+/// What a line says.
+///
+/// # Errors
+/// `InvalidData`: it is none of ours.
+pub fn parse<T: for<'de> Deserialize<'de>>(line: &[u8]) -> io::Result<T> {
+    let parsed: Line<T> = serde_json::from_slice(line).map_err(|e| invalid(&e.to_string()))?;
     if parsed.v != VERSION {
         return Err(invalid(&format!(
             "version {} of the mount protocol, this is {VERSION}",
             parsed.v
         )));
     }
-    Ok((parsed.words, passed))
+    Ok(parsed.words)
 }
 
 fn invalid(why: &str) -> io::Error {

@@ -17,12 +17,7 @@ pub const DIRECTORY: &str = "/run/mount";
 /// # Errors
 /// The file system's.
 pub fn add(directory: &Path, source: &str, mountpoint: &Path) -> io::Result<()> {
-    let mut line = b"SRC=".to_vec();
-    mangle(source.as_bytes(), &mut line);
-    line.extend_from_slice(b" TARGET=");
-    mangle(mountpoint.as_os_str().as_bytes(), &mut line);
-    line.extend_from_slice(b" ROOT=/ OPTS=_netdev\n");
-    update(directory, mountpoint, &line)
+    update(directory, |old| added(old, source, mountpoint))
 }
 
 /// Removes the line of a mount.
@@ -30,10 +25,37 @@ pub fn add(directory: &Path, source: &str, mountpoint: &Path) -> io::Result<()> 
 /// # Errors
 /// The file system's.
 pub fn remove(directory: &Path, mountpoint: &Path) -> io::Result<()> {
-    update(directory, mountpoint, b"")
+    update(directory, |old| removed(old, mountpoint))
 }
 
-fn update(directory: &Path, mountpoint: &Path, line: &[u8]) -> io::Result<()> {
+/// The file's content with the line of a mount; an older one of the same mountpoint is gone.
+#[must_use]
+pub fn added(old: &[u8], source: &str, mountpoint: &Path) -> Vec<u8> {
+    let mut new = removed(old, mountpoint);
+    if new.last().is_some_and(|last| *last != b'\n') {
+        // A last line without an end: the two would be one.
+        new.push(b'\n');
+    }
+    new.extend_from_slice(b"SRC=");
+    mangle(source.as_bytes(), &mut new);
+    new.extend_from_slice(b" TARGET=");
+    mangle(mountpoint.as_os_str().as_bytes(), &mut new);
+    new.extend_from_slice(b" ROOT=/ OPTS=_netdev\n");
+    new
+}
+
+/// The file's content without the line of a mount.
+#[must_use]
+pub fn removed(old: &[u8], mountpoint: &Path) -> Vec<u8> {
+    let mut target = b" TARGET=".to_vec();
+    mangle(mountpoint.as_os_str().as_bytes(), &mut target);
+    target.push(b' ');
+    let ours = |old: &&[u8]| !old.windows(target.len()).any(|part| part == target);
+    let lines = old.split_inclusive(|b| *b == b'\n');
+    lines.filter(ours).flatten().copied().collect()
+}
+
+fn update(directory: &Path, change: impl FnOnce(&[u8]) -> Vec<u8>) -> io::Result<()> {
     fs::create_dir_all(directory)?;
     let lock = File::options()
         .create(true)
@@ -47,19 +69,8 @@ fn update(directory: &Path, mountpoint: &Path, line: &[u8]) -> io::Result<()> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
         Err(e) => return Err(e),
     };
-    let mut target = b" TARGET=".to_vec();
-    mangle(mountpoint.as_os_str().as_bytes(), &mut target);
-    target.push(b' ');
-    let ours = |old: &&[u8]| !old.windows(target.len()).any(|part| part == target);
-    let mut new: Vec<u8> = old
-        .split_inclusive(|b| *b == b'\n')
-        .filter(ours)
-        .flatten()
-        .copied()
-        .collect();
-    new.extend_from_slice(line);
     let fresh = directory.join(format!("utab.{}", std::process::id()));
-    fs::write(&fresh, new)?;
+    fs::write(&fresh, change(&old))?;
     fs::set_permissions(&fresh, Permissions::from_mode(0o644))?;
     fs::rename(fresh, path)
 }
