@@ -25,6 +25,28 @@ pub enum Command {
     Recovered(u64),
 }
 
+/// Comparisons, and changes, of a transaction: etcd takes no more.
+const MAX_PARTS: usize = 100;
+/// Longest time to live of a lease.
+const MAX_LEASE: Duration = Duration::from_secs(3600);
+
+impl Command {
+    /// Whether a node may ask the leader for it. What is in the log every node applies, now and whenever it starts: a number there that no clock can
+    /// reach would end them all.
+    #[must_use]
+    pub fn may_be_proposed(&self) -> bool {
+        match self {
+            Self::Transact(transaction) => {
+                transaction.compares.len() <= MAX_PARTS && transaction.changes.len() <= MAX_PARTS
+            }
+            Self::Grant(ttl) => *ttl <= MAX_LEASE,
+            Self::Revoke(_) => true,
+            // Only the recovery itself writes it.
+            Self::Recovered(_) => false,
+        }
+    }
+}
+
 /// Numbers (revisions of the store, epochs of volumes) that a control plane can use up before it has to be recovered again.
 pub const RECOVERY_STEP: u64 = 1 << 40;
 

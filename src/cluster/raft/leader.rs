@@ -35,6 +35,11 @@ const RETIRED: Duration = Duration::from_secs(90);
 /// Voters wanted.
 const VOTERS: usize = 3;
 
+/// A lease's end. The log may hold a time to live that no clock reaches: then it ends at once.
+fn after(now: Instant, ttl: Duration) -> Instant {
+    now.checked_add(ttl).unwrap_or(now)
+}
+
 /// When leases run out.
 #[derive(Default)]
 pub(super) struct Leases {
@@ -43,7 +48,7 @@ pub(super) struct Leases {
 
 impl Leases {
     pub(super) fn keep(&mut self, lease: LeaseId, ttl: Duration) {
-        self.expiry.insert(lease, Instant::now() + ttl);
+        self.expiry.insert(lease, after(Instant::now(), ttl));
     }
 
     /// Leases that ran out. Unknown ones get their full time from now.
@@ -51,7 +56,7 @@ impl Leases {
         let now = Instant::now();
         self.expiry.retain(|lease, _| leases.contains_key(lease));
         for (lease, ttl) in leases {
-            self.expiry.entry(*lease).or_insert(now + *ttl);
+            self.expiry.entry(*lease).or_insert_with(|| after(now, *ttl));
         }
         self.expiry
             .iter()

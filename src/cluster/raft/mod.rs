@@ -879,6 +879,9 @@ impl Control for Server {
     async fn propose(self, _: Context, command: Command) -> Result<Answer, Refusal> {
         self.store.inner.propose(command).await
     }
+        if !command.may_be_proposed() {
+            return Err(Refusal::Failed("such a command is not for others to propose".into()));
+        }
 
     async fn read_index(self, _: Context) -> Result<Revision, Refusal> {
         self.store.inner.read_index().await
