@@ -260,6 +260,11 @@ impl Planner<'_> {
     /// The first step of the table that applies, and the configuration after it.
     fn step(&mut self) -> Option<(Step, Configuration)> {
         let mut new = self.volume.configuration.clone();
+        if !new.check() {
+            // It was written by hand, or by a program that is not this one: nobody knows what it means.
+            tracing::error!(volume = %self.volume.id, "the record of a volume contradicts itself, and is left as it is");
+            return None;
+        }
         let master = new.master?;
         let step = if self.live(&master) {
             self.drop_dead(&mut new, master)
