@@ -4,7 +4,7 @@
 
 use rustix::io::{Errno, ReadWriteFlags, preadv2, pwritev2};
 use std::fs::File;
-use std::io::{self, IoSlice, IoSliceMut, Write};
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ pub(crate) trait Disk: Send + Sync + 'static {
     fn create(&self, path: &Path, length: u64) -> io::Result<Arc<dyn DiskFile>>;
     /// Opens an existing file.
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>>;
-    /// The whole content of a small file.
+    /// The whole content of a small file; of one that is not small, the beginning.
     fn read(&self, path: &Path) -> io::Result<Vec<u8>>;
     /// Replaces a small file, durably and all at once.
     fn replace(&self, path: &Path, content: &[u8]) -> io::Result<()>;
@@ -43,6 +43,9 @@ pub(crate) trait DiskFile: Send + Sync {
     /// Bytes that the file takes on the disk.
     fn allocated(&self) -> io::Result<u64>;
 }
+
+/// Bytes of a small file, at most.
+pub(super) const SMALL: u64 = 4096;
 
 /// Bytes from which what is read or written is not kept in the page cache: whoever streams that much has it in the cache of the mount,
 /// and the copies of a volume would fill the memory of every node with it.
@@ -93,7 +96,9 @@ impl Disk for RealDisk {
     }
 
     fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
-        std::fs::read(path)
+        let mut content = Vec::new();
+        File::open(path)?.take(SMALL).read_to_end(&mut content)?;
+        Ok(content)
     }
 
     fn replace(&self, path: &Path, content: &[u8]) -> io::Result<()> {

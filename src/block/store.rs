@@ -12,6 +12,7 @@ use super::sums::{SUM_SIZE, Sum, Sums, hash_of_sums, sum_of, sums_of};
 use crate::volume::VolumeId;
 use parking_lot::{Condvar, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use serde::Serialize;
+use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -26,6 +27,8 @@ const STRIPES: usize = 1024;
 const CHUNK_BLOCKS: u64 = 16;
 /// Hot extents dropped at once when the log is full.
 const EVICT: usize = HOT_LIMIT / 4;
+/// Largest copy: twice the largest volume with its metadata. No sum or product of its numbers overflows.
+const MAX_BLOCKS: u64 = 1 << 39;
 
 /// What opening a copy found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,8 +73,8 @@ struct Active {
     header: Header,
     sequence: u64,
     hot: Vec<u64>,
-    /// By extent: 0 for cold, else the flush count at the last write.
-    last_use: Vec<AtomicU32>,
+    /// Of the hot extents: the flush count at the last write.
+    last_use: HashMap<u64, AtomicU32>,
 }
 
 #[derive(Default)]
@@ -136,6 +139,7 @@ impl CopyStore {
     ) -> Result<Self, StoreError> {
         let path = |name: &str| directory.join(name);
         let failed = |e: io::Error| StoreError::io(directory, &e);
+        check_size(blocks)?;
         if disk.read(&path("header")).is_ok() {
             return Err(StoreError::Exists(directory.to_owned()));
         }
@@ -173,6 +177,10 @@ impl CopyStore {
     ) -> Result<(Self, Opened), StoreError> {
         let path = |name: &str| directory.join(name);
         let mut header = Header::load(&*disk, &path("header"))?;
+        if header.blocks > MAX_BLOCKS {
+            let problem = format!("a copy of {} blocks cannot be", header.blocks);
+            return Err(StoreError::damaged(&path("header"), problem));
+        }
         let open = |name: &str, length: u64| {
             let file = disk.open(&path(name)).map_err(|e| StoreError::io(&path(name), &e))?;
             let have = file.length().map_err(|e| StoreError::io(&path(name), &e))?;
@@ -186,6 +194,8 @@ impl CopyStore {
         let sums = open("sums", header.blocks.saturating_mul(SUM_SIZE))?;
         let log = open("activity", ACTIVITY_LENGTH)?;
         let (sequence, mut hot) = activity::load(&*log, &path("activity"))?;
+        hot.sort_unstable();
+        hot.dedup();
         hot.retain(|extent| *extent < header.blocks.div_ceil(EXTENT_BLOCKS));
         let opened = Opened {
             clean: header.clean,
@@ -213,11 +223,7 @@ impl CopyStore {
         (data, sums, log): (Arc<dyn DiskFile>, Arc<dyn DiskFile>, Arc<dyn DiskFile>),
         (sequence, hot): (u64, Vec<u64>),
     ) -> Self {
-        let mut last_use = Vec::new();
-        last_use.resize_with(header.blocks.div_ceil(EXTENT_BLOCKS) as usize, AtomicU32::default);
-        for extent in &hot {
-            last_use[*extent as usize] = AtomicU32::new(1);
-        }
+        let last_use = hot.iter().map(|extent| (*extent, AtomicU32::new(1))).collect();
         Self {
             directory: directory.to_owned(),
             disk,
@@ -320,6 +326,7 @@ impl CopyStore {
         if blocks <= active.header.blocks {
             return Ok(());
         }
+        check_size(blocks)?;
         self.data.grow(blocks * BLOCK).map_err(|e| self.fail("grow data", &e))?;
         self.sums
             .file()
@@ -327,9 +334,6 @@ impl CopyStore {
             .map_err(|e| self.fail("grow sums", &e))?;
         active.header.blocks = blocks;
         self.store_header(&active)?;
-        active
-            .last_use
-            .resize_with(blocks.div_ceil(EXTENT_BLOCKS) as usize, AtomicU32::default);
         self.blocks.store(blocks, Ordering::Release);
         Ok(())
     }
@@ -538,12 +542,7 @@ impl CopyStore {
             return false;
         };
         let end = block.saturating_add(count).div_ceil(EXTENT_BLOCKS);
-        (block / EXTENT_BLOCKS..end).all(|extent| {
-            active
-                .last_use
-                .get(extent as usize)
-                .is_some_and(|last| last.load(Ordering::Relaxed) != 0)
-        })
+        (block / EXTENT_BLOCKS..end).all(|extent| active.last_use.contains_key(&extent))
     }
 
     /// Space on the disk.
@@ -640,11 +639,10 @@ impl CopyStore {
         self.check_epoch(epoch, active.header.epoch)?;
         let mut cold = false;
         for extent in extents.clone() {
-            let last = &active.last_use[extent as usize];
-            match last.load(Ordering::Relaxed) {
-                0 => cold = true,
-                seen if seen != now => last.store(now, Ordering::Relaxed),
-                _ => {}
+            match active.last_use.get(&extent) {
+                None => cold = true,
+                Some(last) if last.load(Ordering::Relaxed) != now => last.store(now, Ordering::Relaxed),
+                Some(_) => {}
             }
         }
         if !cold {
@@ -683,9 +681,7 @@ impl CopyStore {
 
     /// Enters extents into the activity log, durably.
     fn heat(&self, active: &mut Active, extents: impl Iterator<Item = u64>, now: u32) -> Result<(), StoreError> {
-        let mut enter: Vec<u64> = extents
-            .filter(|e| active.last_use[*e as usize].load(Ordering::Relaxed) == 0)
-            .collect();
+        let mut enter: Vec<u64> = extents.filter(|e| !active.last_use.contains_key(e)).collect();
         enter.sort_unstable();
         enter.dedup();
         if enter.len() > HOT_LIMIT {
@@ -700,7 +696,7 @@ impl CopyStore {
         active.sequence += 1;
         active.hot = hot;
         for extent in enter {
-            active.last_use[extent as usize].store(now, Ordering::Relaxed);
+            active.last_use.insert(extent, AtomicU32::new(now));
         }
         Ok(())
     }
@@ -712,10 +708,10 @@ impl CopyStore {
         let last_use = &active.last_use;
         active
             .hot
-            .sort_by_key(|e| std::cmp::Reverse(last_use[*e as usize].load(Ordering::Relaxed)));
+            .sort_by_key(|e| std::cmp::Reverse(last_use.get(e).map_or(0, |last| last.load(Ordering::Relaxed))));
         let keep = active.hot.len().saturating_sub(count);
         for extent in active.hot.split_off(keep) {
-            active.last_use[extent as usize].store(0, Ordering::Relaxed);
+            active.last_use.remove(&extent);
         }
         Ok(())
     }
@@ -840,6 +836,18 @@ impl CopyStore {
         self.failed.store(true, Ordering::Release);
         first
     }
+}
+
+/// Whether a copy may have so many blocks. Checked before anything is changed: the wish may come from another node.
+fn check_size(blocks: u64) -> Result<(), StoreError> {
+    if blocks <= MAX_BLOCKS {
+        return Ok(());
+    }
+    Err(StoreError::OutOfRange {
+        block: 0,
+        count: blocks,
+        blocks: MAX_BLOCKS,
+    })
 }
 
 /// Takes the directory for this process; the lock goes with the file.
