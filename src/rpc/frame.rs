@@ -5,7 +5,7 @@
 //! message's [`super::Payload`]s in field order. The check is the first four bytes of blake3 over both lengths and the
 //! head; payload bytes carry their own block hashes. Pure functions over buffers; the I/O is in `transport`.
 
-use super::payload;
+use super::{payload, variant};
 use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
@@ -81,6 +81,19 @@ impl<T: Serialize + DeserializeOwned> Message for ClientMessage<T> {
                     message,
                 })
             }
+    /// Whether it begins, ends or is without a call.
+    fn step(&self) -> Step;
+}
+
+/// What a message does to a call: its id, and the number of the call or answer in its service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// The call is made.
+    Ask(u64, Option<u32>),
+    /// The caller gives it up.
+    Cancel(u64),
+    /// It is answered; `None`: by an error of the transport's.
+    Answer(u64, Option<u32>),
             Self::Cancel { request_id, .. } => Ok(WireRequest::Cancel { id: request_id }),
             _ => Err(io::Error::other("a message that the wire format does not have")),
         }
@@ -120,6 +133,15 @@ impl<T: Serialize + DeserializeOwned> Message for Response<T> {
         Self {
             request_id: wire.id,
             message: wire.message,
+
+    fn step(&self) -> Step {
+        match self {
+            Self::Request(request) => Step::Ask(request.id, variant::of(&request.message)),
+            Self::Cancel { request_id, .. } => Step::Cancel(*request_id),
+            // `to_wire` refuses it.
+            _ => Step::Cancel(u64::MAX),
+        }
+    }
         }
     }
 }
@@ -138,6 +160,10 @@ impl postcard::ser_flavors::Flavor for Append<'_> {
     fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
         self.0.put_slice(bytes);
         Ok(())
+
+    fn step(&self) -> Step {
+        Step::Answer(self.request_id, self.message.as_ref().ok().and_then(variant::of))
+    }
     }
 
     fn finalize(self) -> postcard::Result<()> {

@@ -27,6 +27,7 @@ mod tls;
 mod transport;
 
 pub use driver::{Driver, Held};
+mod variant;
 #[cfg(test)]
 pub(crate) use frame::bytes_of;
 pub use frame::{MAX_DEADLINE, MAX_HEAD, MAX_PAYLOAD, Message, WireRequest, WireResponse};

@@ -359,6 +359,7 @@ where
 {
     let address = connection.address;
     let transport: Transport<tarpc::Response<S::Resp>, tarpc::ClientMessage<S::Req>> = connection.transport();
+    let transport = transport.answers_first();
     let mut requests = pin!(BaseChannel::with_defaults(transport).requests());
     let mut running = FuturesUnordered::new();
     loop {

@@ -675,3 +675,69 @@ async fn a_peer_that_never_answers_hello_is_given_up() {
     let error = connect(&address, Kind::Data, &a, Duration::from_millis(50)).await;
     assert!(matches!(error, Err(ConnectError::Timeout(_))));
 }
+
+/// What tarpc's client code makes of it is a panic, in whatever thread polls it.
+#[tokio::test]
+async fn an_answer_of_another_call_breaks_its_connection_alone() {
+    /// Answers every call as if it had been another one.
+    #[derive(Clone)]
+    struct Liar;
+
+    impl tarpc::server::Serve for Liar {
+        type Req = EchoRequest;
+        type Resp = EchoResponse;
+
+        async fn serve(self, _: context::Context, _: EchoRequest) -> Result<EchoResponse, tarpc::ServerError> {
+            Ok(EchoResponse::Echo((Payload::default(), Sums::default())))
+        }
+    }
+
+    let (a, b) = identities();
+    let builder = Server::bind("127.0.0.1:0", a).await.unwrap();
+    let server = builder
+        .on(Kind::Data, |connection| serve(connection, Liar, 16))
+        .start()
+        .unwrap();
+    let peer = peer(&server, b);
+    let client = EchoClient::from(peer.channel().await.unwrap());
+    let answer = timeout(LONG, client.number(within(LONG), 3)).await.unwrap();
+    assert!(answer.is_err(), "{answer:?}");
+    // A call that it does fit is answered, on a new connection.
+    peer.disconnect();
+    let client = EchoClient::from(timeout(LONG, peer.channel()).await.unwrap().unwrap());
+    let (echoed, _) = client.echo(within(LONG), Vec::new(), Sums::default()).await.unwrap();
+    assert!(echoed.is_empty());
+    server.stop().await;
+}
+
+/// It is held up by its own socket: the server takes no more of its requests than it has begun, and serves others.
+#[tokio::test]
+async fn a_peer_that_asks_and_never_reads_fills_its_own_connection_alone() {
+    let (a, b) = identities();
+    let server = echo_server(a, EchoServer::default()).await;
+    let credentials = b.credentials().unwrap();
+    let mut socket = handshake(&server, Some(&credentials), &credentials).await.unwrap();
+    greet(&mut socket, hello(&b, Kind::Data)).await.unwrap();
+    let data = vec![7; 4 << 20];
+    let (mut sent, mut full) = (0_usize, false);
+    // Far more than the sockets' buffers and the answers under way take.
+    while sent < 200 && !full {
+        let message = EchoRequest::Echo {
+            data: vec![data.clone().into()],
+            sums: Sums::default(),
+        };
+        let request = ClientMessage::Request(Request {
+            context: within(LONG),
+            id: sent as u64,
+            message,
+        });
+        let bytes = frame::bytes_of(request).unwrap();
+        full = timeout(Duration::from_secs(5), socket.write_all(&bytes)).await.is_err();
+        sent += 1;
+    }
+    assert!(full, "{sent} requests of 4 MiB were taken, and no answer read");
+    let peer = peer(&server, b);
+    let client = EchoClient::from(peer.channel().await.unwrap());
+    assert_eq!(timeout(LONG, client.number(within(LONG), 3)).await.unwrap().unwrap(), 3);
+    server.stop().await;
+}

@@ -4,10 +4,11 @@
 //! user space. Receiving: heads come through a small buffer, a large payload is read straight into the one buffer that
 //! the message then refers to.
 
-use super::frame::{self, Lengths, Message, Outgoing, PREFIX};
+use super::frame::{self, Lengths, Message, Outgoing, PREFIX, Step};
 use bytes::{BufMut, BytesMut};
 use futures::{Sink, Stream};
 use std::{
+    collections::BTreeMap,
     future::Future,
     io,
     marker::PhantomData,
@@ -20,6 +21,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 const READ_CHUNK: usize = 16 << 10;
 /// Queued bytes above which the sender waits for the socket.
 const SEND_HIGH_WATER: usize = 4 << 20;
+/// Calls of which it is remembered which they were; connections have far fewer in flight.
+const MAX_ASKED: usize = 8192;
 
 /// What a connection runs over: TLS on TCP, a pipe in tests.
 pub trait Socket: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -41,6 +44,10 @@ pub struct Transport<Out, In> {
     unsent: bool,
     buffer: BytesMut,
     partial: Option<Partial>,
+    /// Calls that were made and not answered or given up, and which of the service's.
+    asked: BTreeMap<u64, Option<u32>>,
+    /// Nothing is read while so much waits to be sent.
+    answers_first: bool,
     messages: PhantomData<fn(Out) -> In>,
 }
 
@@ -54,8 +61,17 @@ impl<Out: Message, In: Message> Transport<Out, In> {
             unsent: false,
             buffer: BytesMut::new(),
             partial: None,
+            asked: BTreeMap::new(),
+            answers_first: false,
             messages: PhantomData,
         }
+    }
+
+    /// For a server: whoever does not take its answers is not asked for more, which would be answers in memory. A client must read whatever it has to
+    /// send, or both would wait for each other.
+    pub(super) fn answers_first(mut self) -> Self {
+        self.answers_first = true;
+        self
     }
 
     /// Takes a whole frame out of what was read, if there is one.
@@ -99,8 +115,20 @@ impl<Out: Message, In: Message> Stream for Transport<Out, In> {
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<io::Result<In>>> {
         let this = self.get_mut();
+        if this.answers_first && this.outgoing.len() >= SEND_HIGH_WATER {
+            ready!(Pin::new(&mut *this).poll_flush(cx))?;
+        }
         loop {
             if let Some(message) = this.take()? {
+                if let Step::Answer(id, answer) = message.step()
+                    && let Some(call) = this.asked.remove(&id)
+                    && answer.is_some()
+                    && answer != call
+                {
+                    // What tarpc makes of it is a panic.
+                    let error = "the answer is that of another call";
+                    return Poll::Ready(Some(Err(io::Error::new(io::ErrorKind::InvalidData, error))));
+                }
                 return Poll::Ready(Some(Ok(message)));
             }
             // `read_buf` keeps no state between polls, so making it anew each time loses nothing.
@@ -131,7 +159,23 @@ impl<Out: Message, In: Message> Sink<Out> for Transport<Out, In> {
     }
 
     fn start_send(self: Pin<&mut Self>, message: Out) -> io::Result<()> {
-        self.get_mut().outgoing.push(message)
+        let this = self.get_mut();
+        let step = message.step();
+        this.outgoing.push(message)?;
+        match step {
+            Step::Ask(id, call) => {
+                this.asked.insert(id, call);
+                // Far more than calls in flight: those that ran out of time without a word are forgotten here.
+                while this.asked.len() > MAX_ASKED {
+                    this.asked.pop_first();
+                }
+            }
+            Step::Cancel(id) => {
+                this.asked.remove(&id);
+            }
+            Step::Answer(..) => {}
+        }
+        Ok(())
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
