@@ -5,7 +5,7 @@
 //! back, is in the window as the row has it: opening discards the window, so a new block is zeros.
 
 use super::rows::{free_key, key_number, number, pending_key};
-use super::{DATA_START, FsError, State};
+use super::{DATA_START, FsError, State, in_data_area};
 use std::ops::Bound;
 use std::sync::atomic::Ordering;
 
@@ -21,7 +21,7 @@ impl State {
         let (start, left) = self.counters.window;
         let length = wanted.min(left);
         self.counters.window = (start + length, left - length);
-        self.counters.free -= length;
+        self.counters.free = self.counters.free.saturating_sub(length);
         self.put_counters();
         Ok(Some((start, length)))
     }
@@ -32,9 +32,10 @@ impl State {
         if row.is_none() {
             row = self.store.first(Bound::Included(&free_key(DATA_START)), &from)?;
         }
-        let Some((start, length)) = row.as_ref().and_then(|(k, v)| Some((key_number(k, 0)?, number(v)?))) else {
+        let Some((key, value)) = row else {
             return Ok(false);
         };
+        let (start, length) = self.free_run(&key, &value)?;
         let taken = length.min(WINDOW);
         self.store.delete(free_key(start));
         if length > taken {
@@ -47,20 +48,29 @@ impl State {
         Ok(true)
     }
 
+    /// The run of a free row.
+    fn free_run(&self, key: &[u8], value: &[u8]) -> Result<(u64, u64), FsError> {
+        let run = key_number(key, 0).zip(number(value)).filter(|_| key.len() == 9);
+        run.filter(|(start, length)| in_data_area(*start, *length, self.data_blocks))
+            .ok_or_else(|| self.store.damaged("a row of free space is damaged".to_owned()))
+    }
+
     /// A run that was never used, or is discarded and flushed, becomes free.
     pub(super) fn add_free(&mut self, mut start: u64, mut length: u64) -> Result<(), FsError> {
-        self.counters.free += length;
-        if let Some((key, value)) = self
+        self.counters.free = self.counters.free.saturating_add(length);
+        let before = self
             .store
-            .last(&free_key(DATA_START), Bound::Excluded(&free_key(start)))?
-            && let (Some(before), Some(its)) = (key_number(&key, 0), number(&value))
+            .last(&free_key(DATA_START), Bound::Excluded(&free_key(start)))?;
+        if let Some((key, value)) = before
+            && let (before, its) = self.free_run(&key, &value)?
             && before + its == start
         {
             self.store.delete(key);
             (start, length) = (before, its + length);
         }
         let after = free_key(start + length);
-        if let Some(its) = self.store.get(&after)?.as_deref().and_then(number) {
+        if let Some(value) = self.store.get(&after)? {
+            let (_, its) = self.free_run(&after, &value)?;
             self.store.delete(after);
             length += its;
         }

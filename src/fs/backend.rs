@@ -110,7 +110,7 @@ impl std::fmt::Debug for MetaArea {
     }
 }
 
-fn encode(sequence: u64, length: u64) -> Vec<u8> {
+pub(super) fn encode(sequence: u64, length: u64) -> Vec<u8> {
     let mut out = Vec::with_capacity(BLOCK_SIZE);
     out.extend_from_slice(MAGIC);
     out.extend_from_slice(&sequence.to_le_bytes());
@@ -121,7 +121,7 @@ fn encode(sequence: u64, length: u64) -> Vec<u8> {
     out
 }
 
-fn decode(block: &[u8]) -> Option<(u64, u64)> {
+pub(super) fn decode(block: &[u8]) -> Option<(u64, u64)> {
     let word = |at: usize| Some(u64::from_le_bytes(block.get(at..at + 8)?.try_into().ok()?));
     (block.get(..8)? == MAGIC && block.get(24..56)? == blake3::hash(&block[..24]).as_bytes())
         .then_some((word(8)?, word(16)?))
@@ -149,8 +149,8 @@ impl MetaArea {
             device.read(at, &mut block)?;
             newest = newest.max(decode(&block).unwrap_or_default());
         }
-        if newest.1 == 0 {
-            // redb would make a new database of it.
+        if newest.1 == 0 || newest.1 > META_MAX || newest.0 == u64::MAX {
+            // Of an empty one redb would make a new database.
             return Err(FsError::Format(
                 "the metadata area's length is missing or damaged".into(),
             ));

@@ -8,10 +8,13 @@ use super::acl::{self, Acl};
 use super::error::posix;
 use super::rows::{Content, Dirent, Inode, dirent_key, inode_key, key_number, xattr_key};
 use super::{Attr, Caller, Core, DirEntry, FileKind, FileSystem, FsError, Ino, NAME_MAX, ROOT, State, Time};
+use std::collections::HashSet;
 use std::ops::Bound;
 
 /// Slots that a name may be in.
 pub(super) const PROBE: u64 = 8;
+/// Bytes of an entry's key.
+const ENTRY_KEY: usize = 17;
 /// Slots below this are readdir's cookies of `.` and `..`.
 const FIRST_SLOT: u64 = 16;
 /// Links that an inode may have.
@@ -55,7 +58,7 @@ impl Core {
         let mut found = None;
         let (from, to) = (dirent_key(parent, slot), dirent_key(parent, slot + PROBE));
         state.store.range(Bound::Included(&from), &to, &mut |key, value| {
-            if value.get(9..) == Some(name) {
+            if value.get(9..) == Some(name) && key.len() == ENTRY_KEY {
                 found = key_number(key, 1).zip(Dirent::decode(value));
             }
             found.is_none()
@@ -173,8 +176,10 @@ impl State {
             content,
         };
         let ino = self.counters.next_ino;
-        self.counters.next_ino += 1;
-        self.counters.inodes += 1;
+        let next = ino.checked_add(1).filter(|_| ino > ROOT);
+        self.counters.next_ino =
+            next.ok_or_else(|| self.store.damaged("the number of the next inode is damaged".into()))?;
+        self.counters.inodes = self.counters.inodes.saturating_add(1);
         self.put_counters();
         self.put_inode(ino, &inode, false);
         Ok((ino, inode))
@@ -473,7 +478,9 @@ impl FileSystem {
             state
                 .store
                 .range(Bound::Excluded(&from), &dirent_key(ino, u64::MAX), &mut |key, value| {
-                    entries.extend(key_number(key, 1).zip(Dirent::decode(value)));
+                    // The next step goes on after the last slot: a longer key would come again and again.
+                    let entry = key_number(key, 1).zip(Dirent::decode(value));
+                    entries.extend(entry.filter(|_| key.len() == ENTRY_KEY));
                     entries.len() < READDIR_STEP
                 })?;
             let Some(last) = entries.last() else {
@@ -497,7 +504,11 @@ impl FileSystem {
 
 /// Whether `ino` is `above` or below it.
 pub(super) fn is_below(state: &State, mut ino: Ino, above: Ino) -> Result<bool, FsError> {
+    let mut seen = HashSet::new();
     loop {
+        if !seen.insert(ino) {
+            return Err(state.store.damaged(format!("directory {ino} is within itself")));
+        }
         if ino == above {
             return Ok(true);
         }

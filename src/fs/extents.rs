@@ -4,7 +4,7 @@
 //! their own, until the file is empty again.
 
 use super::rows::{Content, Extent, INLINE_EXTENTS, Inode, extent_key, extent_of, extent_value};
-use super::{FsError, Ino, State};
+use super::{FsError, Ino, State, in_data_area};
 use std::ops::Bound;
 
 /// Blocks freed under one hold of the lock when a large file is cut or goes.
@@ -22,29 +22,46 @@ pub(super) struct Segment {
 impl State {
     /// The file's extents that touch blocks `first..end`, whole.
     pub(super) fn extents(&self, ino: Ino, inode: &Inode, first: u64, end: u64) -> Result<Vec<Extent>, FsError> {
+        let mut found = Vec::new();
         match &inode.content {
-            Content::Inline(extents) => Ok(extents
-                .iter()
-                .filter(|e| e.logical < end && e.end() > first)
-                .copied()
-                .collect()),
+            Content::Inline(extents) => found.extend(extents.iter().filter(|e| e.logical < end && e.end() > first)),
             Content::Rows => {
-                let mut found = Vec::new();
                 if let Some((key, value)) = self
                     .store
                     .last(&extent_key(ino, 0), Bound::Excluded(&extent_key(ino, first)))?
                 {
-                    found.extend(extent_of(&key, &value).filter(|e| e.end() > first));
+                    found.extend(self.extent(ino, &key, &value)?.filter(|e| e.end() > first));
                 }
-                let from = extent_key(ino, first);
+                let (from, mut rows) = (extent_key(ino, first), Vec::new());
                 self.store
                     .range(Bound::Included(&from), &extent_key(ino, end), &mut |key, value| {
-                        found.extend(extent_of(key, value));
+                        rows.push(self.extent(ino, key, value));
                         true
                     })?;
-                Ok(found)
+                for row in rows {
+                    found.extend(row?);
+                }
             }
-            _ => Ok(Vec::new()),
+            _ => {}
+        }
+        let in_order = found.windows(2).all(|two| two[0].end() <= two[1].logical);
+        let there = |e: &Extent| in_data_area(e.physical, e.length, self.data_blocks);
+        if in_order && found.iter().all(there) {
+            Ok(found)
+        } else {
+            Err(self.extents_damaged(ino))
+        }
+    }
+
+    fn extents_damaged(&self, ino: Ino) -> FsError {
+        self.store.damaged(format!("the extents of inode {ino} are damaged"))
+    }
+
+    /// The extent of a row.
+    fn extent(&self, ino: Ino, key: &[u8], value: &[u8]) -> Result<Option<Extent>, FsError> {
+        match extent_of(key, value) {
+            Some(extent) if extent.is_sound() => Ok(Some(extent)),
+            _ => Err(self.extents_damaged(ino)),
         }
     }
 
@@ -101,7 +118,8 @@ impl State {
                 let before = self
                     .store
                     .last(&extent_key(ino, 0), Bound::Excluded(&extent_key(ino, new.logical)))?;
-                if let Some(before) = before.and_then(|(k, v)| extent_of(&k, &v)).filter(|b| joins(b, &new)) {
+                let before = before.map(|(k, v)| self.extent(ino, &k, &v)).transpose()?.flatten();
+                if let Some(before) = before.filter(|b| joins(b, &new)) {
                     new = Extent {
                         length: before.length + new.length,
                         ..before
@@ -109,7 +127,8 @@ impl State {
                 }
                 let key = extent_key(ino, new.end());
                 let after = self.store.get(&key)?;
-                if let Some(after) = after.and_then(|v| extent_of(&key, &v)).filter(|a| joins(&new, a)) {
+                let after = after.map(|v| self.extent(ino, &key, &v)).transpose()?.flatten();
+                if let Some(after) = after.filter(|a| joins(&new, a)) {
                     self.store.delete(key);
                     new.length += after.length;
                 }
@@ -128,7 +147,7 @@ impl State {
         for extent in self.extents(ino, inode, first, end)? {
             let (from, to) = (extent.logical.max(first), extent.end().min(end));
             self.free(extent.physical + (from - extent.logical), to - from);
-            inode.blocks -= to - from;
+            inode.blocks = inode.blocks.saturating_sub(to - from);
             let mut rest = Vec::new();
             if from > extent.logical {
                 rest.push(Extent {
@@ -201,7 +220,8 @@ impl State {
                 let last = self
                     .store
                     .last(&extent_key(ino, 0), Bound::Excluded(&extent_key(ino, u64::MAX)))?;
-                last.and_then(|(k, v)| extent_of(&k, &v)).map_or(0, |e| e.end())
+                let last = last.map(|(k, v)| self.extent(ino, &k, &v)).transpose()?.flatten();
+                last.map_or(0, |e| e.end())
             }
             _ => 0,
         })

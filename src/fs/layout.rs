@@ -4,6 +4,7 @@
 
 use super::error::FsError;
 use crate::block::{BLOCK_SIZE, BlockDevice, EXTENT_BLOCKS, Write};
+use crate::volume::MAX_SIZE;
 use bytes::Bytes;
 
 /// Longest single write of metadata to the device, in bytes.
@@ -112,6 +113,9 @@ impl Superblock {
         })
     }
 
+        if word(16) > MAX_SIZE / BLOCK_SIZE as u64 {
+            return Err("superblock's size is no volume's".into());
+        }
     /// Makes a used device read as zero: nothing of an earlier file system is found, and new blocks are zeros. The superblock goes
     /// first, so that a half of this is no file system. A blank device is left alone: a discard of all of it may take long.
     pub(super) fn clear(device: &dyn BlockDevice, data_blocks: u64) -> Result<(), FsError> {

@@ -190,6 +190,10 @@ impl Rows {
         let generation = Disk::generation(&base)?;
         let mut store = Store::new(base);
         let mut records = 0;
+        // Far from where counting on could overflow.
+        if generation > u64::MAX / 2 {
+            return Err(FsError::Format("the intent log's generation makes no sense".into()));
+        }
         for generation in [generation, generation + 1] {
             records += log::replay(device, generation, |change| {
                 store.replayed(change);
@@ -197,7 +201,7 @@ impl Rows {
             })?;
         }
         records += more(&mut store)?;
-        let counters = store
+        let counters: Counters = store
             .get(COUNTERS)?
             .and_then(|v| postcard::from_bytes(&v).ok())
             .ok_or_else(|| FsError::Format("the counters' row is missing or damaged".into()))?;
@@ -221,6 +225,12 @@ impl Rows {
 
 /// The key of names' hashes.
 fn hash_key(superblock: &Superblock) -> [u8; 32] {
+/// Whether a run is within the data area. What is not would be read, written or discarded over the metadata.
+fn in_data_area(start: u64, length: u64, data_blocks: u64) -> bool {
+    let end = start.checked_add(length);
+    length > 0 && start >= DATA_START && end.is_some_and(|end| end <= DATA_START.saturating_add(data_blocks))
+}
+
     blake3::derive_key("storageos directory entries v1", &superblock.secret)
 }
 
@@ -363,6 +373,11 @@ impl FileSystem {
         })?;
         // What was replayed goes into the database at once: both halves of the log are free again.
         let mut position = generation;
+        let (start, length) = counters.window;
+        if length > 0 && !in_data_area(start, length, data_blocks) {
+            // It is discarded below.
+            return Err(FsError::Format("the allocation window is outside the data area".into()));
+        }
         if let Some(rows) = store.freeze().filter(|_| records > 0) {
             position += 2;
             disk.apply(&rows, position)?;
@@ -530,8 +545,8 @@ impl FileSystem {
         let files_free = room.saturating_sub(self.core.all_row_bytes(&state)) / 256;
         Ok(StatFs {
             blocks: state.data_blocks,
-            free: state.counters.free + state.freed.blocks(),
-            files: state.counters.inodes + files_free,
+            free: state.counters.free.saturating_add(state.freed.blocks()),
+            files: state.counters.inodes.saturating_add(files_free),
             files_free,
         })
     }
@@ -601,7 +616,8 @@ impl Core {
 
     /// Bytes of all rows, at most: a row that changes again counts twice until the next checkpoint, one that goes until then too.
     fn all_row_bytes(&self, state: &State) -> u64 {
-        self.row_bytes.load(Ordering::Acquire) + state.store.pending_bytes() as u64
+        let pending = state.store.pending_bytes() as u64;
+        self.row_bytes.load(Ordering::Acquire).saturating_add(pending)
     }
 
     /// Whether only removals may change rows.
@@ -624,7 +640,15 @@ impl Core {
             },
         )?;
         for (start, length) in runs {
-            state.freed.add(0, start, length);
+            if in_data_area(start, length, state.data_blocks) {
+                state.freed.add(0, start, length);
+            } else {
+                tracing::error!(
+                    start,
+                    length,
+                    "a freed run is outside the data area, and stays as it is"
+                );
+            }
         }
         Ok(())
     }
@@ -687,7 +711,9 @@ impl State {
 
     fn inode(&self, ino: Ino) -> Result<Inode, FsError> {
         match self.store.get(&inode_key(ino))? {
-            Some(row) => Inode::decode(&row).ok_or_else(|| FsError::Metadata(format!("inode {ino}'s row is damaged"))),
+            Some(row) => Inode::decode(&row)
+                .filter(Inode::is_sound)
+                .ok_or_else(|| self.store.damaged(format!("inode {ino}'s row is damaged"))),
             None => posix(libc::ENOENT),
         }
     }

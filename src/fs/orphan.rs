@@ -119,7 +119,7 @@ impl Core {
             let mut names = Vec::new();
             state.store.range(
                 Bound::Included(&xattr_key(ino, b"")),
-                &xattr_key(ino + 1, b""),
+                &xattr_key(ino.saturating_add(1), b""),
                 &mut |key, _| {
                     names.push(key.to_vec());
                     true

@@ -20,7 +20,7 @@ pub(super) struct Freed {
 
 impl Freed {
     pub(super) fn add(&mut self, op: u64, start: u64, length: u64) {
-        self.blocks += length;
+        self.blocks = self.blocks.saturating_add(length);
         self.runs.push((op, start, length));
     }
 
@@ -144,7 +144,7 @@ impl Core {
         let mut blocks = 0;
         for (_, start, length) in taken {
             state.store.delete(pending_key(*start));
-            state.freed.blocks -= length;
+            state.freed.blocks = state.freed.blocks.saturating_sub(*length);
             blocks += length;
         }
         for (start, length) in runs {

@@ -3,8 +3,10 @@
 //! One table, ordered by key: a letter for the kind of row, then big-endian numbers, so that ranges are cheap. Values begin with a
 //! version where they have more than a number. The intent log carries the same keys and values.
 
-use super::types::{Attr, FileKind, Ino, Time};
+use super::layout::{DATA_START, device_blocks};
+use super::types::{Attr, FILE_MAX, FileKind, Ino, Time};
 use crate::block::BLOCK_SIZE;
+use crate::volume::MAX_SIZE;
 use serde::{Deserialize, Serialize};
 
 const VERSION: u8 = 1;
@@ -22,6 +24,15 @@ pub(super) struct Extent {
 impl Extent {
     pub(super) fn end(&self) -> u64 {
         self.logical + self.length
+    }
+
+    /// Whether it can be a file's: in the data area of some device, and in a file of some size. Then no sum of its numbers overflows.
+    pub(super) fn is_sound(&self) -> bool {
+        let most = |start: u64, limit: u64| start.checked_add(self.length).is_some_and(|end| end <= limit);
+        self.length > 0
+            && most(self.logical, FILE_MAX / BLOCK_SIZE as u64)
+            && self.physical >= DATA_START
+            && most(self.physical, device_blocks(MAX_SIZE))
     }
 }
 
@@ -60,6 +71,17 @@ pub(super) struct Inode {
 }
 
 impl Inode {
+    /// Whether its numbers can be a file's: then no sum of them overflows.
+    pub(super) fn is_sound(&self) -> bool {
+        let extents = match &self.content {
+            Content::Inline(extents) => {
+                extents.iter().all(Extent::is_sound) && extents.windows(2).all(|two| two[0].end() <= two[1].logical)
+            }
+            _ => true,
+        };
+        extents && self.size <= FILE_MAX && self.blocks <= device_blocks(MAX_SIZE)
+    }
+
     pub(super) fn kind(&self) -> FileKind {
         // A row with an unknown type is refused when it is decoded.
         FileKind::of_mode(self.mode).unwrap_or(FileKind::File)
@@ -80,7 +102,7 @@ impl Inode {
             gid: self.gid,
             rdev: self.rdev,
             size: self.size,
-            blocks: self.blocks * (BLOCK_SIZE as u64 / 512),
+            blocks: self.blocks.saturating_mul(BLOCK_SIZE as u64 / 512),
             atime: self.atime,
             mtime: self.mtime,
             ctime: self.ctime,
@@ -217,6 +239,7 @@ pub(super) fn extent_value(extent: &Extent) -> Vec<u8> {
 
 /// The extent of a row.
 pub(super) fn extent_of(key: &[u8], value: &[u8]) -> Option<Extent> {
+    (key.len() == 17).then_some(())?;
     Some(Extent {
         logical: key_number(key, 1)?,
         physical: number(value.get(..8)?)?,

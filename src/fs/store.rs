@@ -8,10 +8,11 @@ use super::backend::MetaArea;
 use super::error::FsError;
 use super::log::{Change, change_size};
 use super::rows::{GENERATION, ROW_BYTES, number};
-use redb::{Database, ReadOnlyTable, ReadableDatabase, TableDefinition, TableError};
+use redb::{AccessGuard, Database, Range, ReadOnlyTable, ReadableDatabase, TableDefinition, TableError};
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -24,30 +25,80 @@ type Base = ReadOnlyTable<&'static [u8], &'static [u8]>;
 
 /// The database, shared with the checkpoint thread.
 pub(super) struct Disk {
-    database: Database,
+    /// There until it is dropped.
+    database: Option<Database>,
     /// Bytes of all rows, kept in a row of its own.
     row_bytes: AtomicU64,
 }
 
+/// Does something with the database. redb trusts its pages and asserts where damaged ones contradict themselves; here that is an error like any other.
+fn guarded<T>(call: impl FnOnce() -> Result<T, FsError>) -> Result<T, FsError> {
+    catch_unwind(AssertUnwindSafe(call))
+        .unwrap_or_else(|_| Err(FsError::Metadata("the metadata database contradicts itself".into())))
+}
+
+/// The database's rows in a range, from either end.
+struct BaseRows(Range<'static, &'static [u8], &'static [u8]>);
+
+type BaseRow = (AccessGuard<'static, &'static [u8]>, AccessGuard<'static, &'static [u8]>);
+
+impl BaseRows {
+    fn of(base: &Base, bounds: (Bound<&[u8]>, Bound<&[u8]>)) -> Result<Self, FsError> {
+        guarded(|| Ok(Self(base.range::<&[u8]>(bounds)?)))
+    }
+
+    fn take(
+        &mut self,
+        next: impl FnOnce(&mut Range<'static, &'static [u8], &'static [u8]>) -> Taken,
+    ) -> Result<Option<BaseRow>, FsError> {
+        guarded(|| {
+            let row = next(&mut self.0).transpose()?;
+            if let Some((key, value)) = &row {
+                // Once that they can be read, they can be.
+                let _ = (key.value(), value.value());
+            }
+            Ok(row)
+        })
+    }
+
+    fn next(&mut self) -> Result<Option<BaseRow>, FsError> {
+        self.take(Iterator::next)
+    }
+
+    fn next_back(&mut self) -> Result<Option<BaseRow>, FsError> {
+        self.take(DoubleEndedIterator::next_back)
+    }
+}
+
+type Taken = Option<Result<BaseRow, redb::StorageError>>;
+
 impl Disk {
     pub(super) fn open(area: MetaArea, cache_bytes: usize) -> Result<Self, FsError> {
+        guarded(|| Self::open_database(area, cache_bytes))
+    }
+
+    fn open_database(area: MetaArea, cache_bytes: usize) -> Result<Self, FsError> {
         let database = Database::builder()
             .set_cache_size(cache_bytes)
             .create_with_backend(area)?;
         let disk = Self {
-            database,
+            database: Some(database),
             row_bytes: AtomicU64::new(0),
         };
-        match disk.database.begin_read()?.open_table(ROWS) {
+        match disk.database()?.begin_read()?.open_table(ROWS) {
             Ok(base) => {
                 let bytes = base.get(ROW_BYTES)?.and_then(|v| number(v.value())).unwrap_or(0);
                 disk.row_bytes.store(bytes, Ordering::Release);
             }
             // A new database: make the table.
-            Err(TableError::TableDoesNotExist(_)) => disk.apply(&Rows::new(), 0)?,
+            Err(TableError::TableDoesNotExist(_)) => disk.apply_rows(&Rows::new(), 0)?,
             Err(e) => return Err(e.into()),
         }
         Ok(disk)
+    }
+
+    fn database(&self) -> Result<&Database, FsError> {
+        self.database.as_ref().ok_or(FsError::Closed)
     }
 
     /// Bytes of all rows, as of the last checkpoint.
@@ -56,22 +107,31 @@ impl Disk {
     }
 
     pub(super) fn base(&self) -> Result<Base, FsError> {
-        Ok(self.database.begin_read()?.open_table(ROWS)?)
+        guarded(|| Ok(self.database()?.begin_read()?.open_table(ROWS)?))
     }
 
     /// Whether the database matches its checksums. Reads all of it, and repairs it if not. Nothing may be reading it.
     pub(super) fn is_whole(&mut self) -> Result<bool, FsError> {
-        Ok(self.database.check_integrity()?)
+        guarded(|| {
+            let database = self.database.as_mut().ok_or(FsError::Closed)?;
+            Ok(database.check_integrity()?)
+        })
     }
 
     pub(super) fn generation(base: &Base) -> Result<u64, FsError> {
-        let value = base.get(GENERATION)?;
-        Ok(value.and_then(|v| number(v.value())).unwrap_or(0))
+        guarded(|| {
+            let value = base.get(GENERATION)?;
+            Ok(value.and_then(|v| number(v.value())).unwrap_or(0))
+        })
     }
 
     /// Makes rows durable in the database, all or none, and names the log generation that follows.
     pub(super) fn apply(&self, rows: &Rows, generation: u64) -> Result<(), FsError> {
-        let mut txn = self.database.begin_write()?;
+        guarded(|| self.apply_rows(rows, generation))
+    }
+
+    fn apply_rows(&self, rows: &Rows, generation: u64) -> Result<(), FsError> {
+        let mut txn = self.database()?.begin_write()?;
         txn.set_durability(redb::Durability::Immediate)?;
         txn.set_two_phase_commit(true);
         // Reopening after a crash then costs nothing that grows with the database.
@@ -82,7 +142,7 @@ impl Disk {
             for (key, value) in rows {
                 let before = match value {
                     Some(value) => {
-                        bytes += change_size(key, Some(value)) as u64;
+                        bytes = bytes.saturating_add(change_size(key, Some(value)) as u64);
                         table.insert(&key[..], &value[..])?
                     }
                     None => table.remove(&key[..])?,
@@ -97,6 +157,17 @@ impl Disk {
         txn.commit()?;
         self.row_bytes.store(bytes, Ordering::Release);
         Ok(())
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let database = self.database.take();
+        // Closing one that contradicts itself is asserted about, too.
+        let _ = guarded(|| {
+            drop(database);
+            Ok(())
+        });
     }
 }
 
@@ -148,12 +219,19 @@ impl Store {
         if let Some(value) = self.frozen.as_ref().and_then(|rows| rows.get(key)) {
             return Ok(value.clone());
         }
-        self.noted(self.base()?.get(key).map(|row| row.map(|v| v.value().to_vec())))
+        let base = self.base()?;
+        self.noted(guarded(|| Ok(base.get(key)?.map(|v| v.value().to_vec()))))
     }
 
     fn base(&self) -> Result<&Base, FsError> {
         let missing = || FsError::Metadata("the metadata database failed and is being opened again".into());
         self.noted(self.base.as_ref().ok_or_else(missing))
+    }
+
+    /// The error of a row that makes no sense. What the operation changed so far is taken back.
+    pub(super) fn damaged(&self, what: String) -> FsError {
+        self.read_failed.set(true);
+        FsError::Metadata(what)
     }
 
     /// Passes a result of the database on, and remembers an error.
@@ -261,8 +339,8 @@ impl Store {
         let empty = Rows::new();
         let frozen = self.frozen.as_deref().unwrap_or(&empty);
         let mut frozen = frozen.range::<[u8], _>(bounds).rev().peekable();
-        let mut base = self.noted(self.base()?.range::<&[u8]>(bounds))?.rev();
-        let mut base_row = self.noted(base.next().transpose())?;
+        let mut base = self.noted(BaseRows::of(self.base()?, bounds))?;
+        let mut base_row = self.noted(base.next_back())?;
         loop {
             let highest = [
                 changes.peek().map(|(k, _)| &k[..]),
@@ -275,7 +353,7 @@ impl Store {
             let mut value = None;
             if base_row.as_ref().is_some_and(|(k, _)| k.value() == highest) {
                 value = Some(base_row.take().map(|(_, v)| v.value().to_vec()));
-                base_row = self.noted(base.next().transpose())?;
+                base_row = self.noted(base.next_back())?;
             }
             if frozen.peek().is_some_and(|(k, _)| **k == highest) {
                 value = frozen.next().map(|(_, v)| v.clone());
@@ -301,8 +379,8 @@ impl Store {
         let empty = Rows::new();
         let frozen = self.frozen.as_deref().unwrap_or(&empty);
         let mut frozen = frozen.range::<[u8], _>(bounds).peekable();
-        let mut base = self.noted(self.base()?.range::<&[u8]>(bounds))?;
-        let mut base_row = self.noted(base.next().transpose())?;
+        let mut base = self.noted(BaseRows::of(self.base()?, bounds))?;
+        let mut base_row = self.noted(base.next())?;
         loop {
             let c = changes.peek().map(|(k, _)| &k[..]);
             let f = frozen.peek().map(|(k, _)| &k[..]);
@@ -335,7 +413,7 @@ impl Store {
                 frozen.next();
             }
             if in_b {
-                base_row = self.noted(base.next().transpose())?;
+                base_row = self.noted(base.next())?;
             }
         }
     }

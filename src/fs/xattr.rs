@@ -100,7 +100,7 @@ impl FileSystem {
             return posix(libc::ENODATA);
         }
         let mut total = name.len() + value.len();
-        let (from, to) = (xattr_key(ino, b""), xattr_key(ino + 1, b""));
+        let (from, to) = (xattr_key(ino, b""), xattr_key(ino.saturating_add(1), b""));
         state.store.range(Bound::Included(&from), &to, &mut |key, value| {
             total += key.len() + value.len();
             true
@@ -142,7 +142,7 @@ impl FileSystem {
     /// The device's.
     pub fn listxattr(&self, ino: Ino) -> Result<Vec<u8>, FsError> {
         let mut names = Vec::new();
-        let (from, to) = (xattr_key(ino, b""), xattr_key(ino + 1, b""));
+        let (from, to) = (xattr_key(ino, b""), xattr_key(ino.saturating_add(1), b""));
         self.core
             .state()?
             .store
