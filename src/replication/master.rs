@@ -26,6 +26,7 @@ use crate::{
     exec::{
         Runtime,
         sync::{Condvar, Mutex, RwLock, RwLockReadGuard},
+        thread,
         time::Instant,
     },
     metrics::Histogram,
@@ -48,6 +49,9 @@ pub(super) const MAX_FOLLOWS: usize = 8;
 
 /// Most blocks discarded by one message (256 MiB), so that it is done well within a replica's deadline.
 const MAX_DISCARD: u64 = 64 * EXTENT_BLOCKS;
+/// Times that a block is repaired again while the configuration changes, and the pause between them.
+const REPAIR_TRIES: u32 = 200;
+const REPAIR_PAUSE: Duration = Duration::from_millis(5);
 
 /// How patient a master is.
 #[derive(Clone, Copy, Debug)]
@@ -545,6 +549,11 @@ impl Master {
         self.attachment.fetch_max(attachment, Ordering::SeqCst);
     }
 
+    /// The latest mount that it has heard of.
+    pub(super) fn attachment(&self) -> u64 {
+        self.attachment.load(Ordering::SeqCst)
+    }
+
     /// In-sync copies on other nodes.
     fn others(&self) -> Result<Vec<Arc<Replica>>, DeviceError> {
         Ok(self.view()?.in_sync_replicas().cloned().collect())
@@ -566,26 +575,30 @@ impl Master {
         }
         let runtime = &self.environment.runtime;
         // All are asked: what went bad on one disk may have gone bad on another.
-        let mut good = None;
+        let mut good: Option<(bool, Payload)> = None;
         let mut bad = Vec::new();
+        // What fits this copy's own hash is right, whoever says so. Without one, the hash may be what went bad.
+        let own = self.local.copy().sums(block, 1).unwrap_or_default();
         for replica in self.others()? {
             match runtime.block_on(self.ask(&replica, block, 1)) {
                 Ok((data, sums)) => match sums.get() {
-                    Some([sum]) if data.len() == BLOCK_SIZE && sum_of(&data) == *sum => good = good.or(Some(data)),
+                    Some([sum]) if data.len() == BLOCK_SIZE && sum_of(&data) == *sum => {
+                        let certain = own.first() == Some(sum);
+                        if good.as_ref().is_none_or(|(before, _)| certain && !before) {
+                            good = Some((certain, data));
+                        }
+                    }
                     _ => bad.push(replica),
                 },
                 Err(LinkError::Copy(CopyError::Corrupt { .. })) => bad.push(replica),
                 Err(error) => tracing::debug!(volume = %self.volume, block, %error, "asking for a good block"),
             }
         }
-        let Some(good) = good else {
+        let Some((_, good)) = good else {
             self.note_corrupt(self.node(), block);
             return Err(DeviceError::Corrupt { block });
         };
-        let epoch = self.view()?.configuration.epoch;
-        self.local
-            .repair(self.local_stamp(epoch), block, &good)
-            .map_err(|error| DeviceError::Io(error.to_string()))?;
+        let epoch = self.repair_here(block, &good)?;
         self.note_repaired(self.node(), block);
         tracing::warn!(volume = %self.volume, block, "corrupt block repaired from another copy");
         for replica in bad {
@@ -597,6 +610,21 @@ impl Master {
             }
         }
         Ok(())
+    }
+
+    /// Replaces a block of the local copy; returns the epoch. While the configuration changes the copy may be at an epoch that this master does not count
+    /// on yet.
+    fn repair_here(&self, block: u64, good: &[u8]) -> Result<u64, DeviceError> {
+        let mut tries = 0;
+        loop {
+            let epoch = self.view()?.configuration.epoch;
+            match self.local.repair(self.local_stamp(epoch), block, good) {
+                Ok(()) => return Ok(epoch),
+                Err(CopyError::Stale { .. }) if tries < REPAIR_TRIES => thread::sleep(REPAIR_PAUSE),
+                Err(error) => return Err(DeviceError::Io(error.to_string())),
+            }
+            tries += 1;
+        }
     }
 
     /// Reads what matches its hashes. The range is the device's.
