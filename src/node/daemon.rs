@@ -345,6 +345,7 @@ impl Shared {
         self.plane.take_part(view.clone());
         let control = Control::new(catalog.clone(), view.clone());
         self.journal.set_control(control.clone());
+        self.host.set_parts(Arc::new(records::KnownParts(control.clone())));
         let environment = Environment {
             config: Arc::new(records::Records(control.clone())),
             peers: Arc::new(records::Addresses(control.clone())),

@@ -1,11 +1,17 @@
-//! The control store as replication sees it: [`ConfigStore`] and [`Peers`].
+//! The control store as replication sees it: [`ConfigStore`], [`Parts`] and [`Peers`].
 
 use super::control::Control;
 use crate::cluster::CatalogError;
+use crate::cluster::View;
+use crate::exec::time::timeout;
 use crate::fs;
-use crate::replication::{ConfigError, ConfigStore, Peers, VolumeState};
+use crate::replication::{ConfigError, ConfigStore, Parts, Peers, VolumeState};
 use crate::volume::{Configuration, NodeId, Volume, VolumeId, VolumeLabels};
 use async_trait::async_trait;
+use std::time::Duration;
+
+/// How long a change of the records may take to reach this node, before who needs it is refused.
+const NEWS: Duration = Duration::from_secs(2);
 
 /// See the module's text.
 pub(crate) struct Records(pub(crate) Control);
@@ -64,5 +70,40 @@ pub(crate) struct Addresses(pub(crate) Control);
 impl Peers for Addresses {
     fn address(&self, node: NodeId) -> Option<String> {
         self.0.view().nodes.get(&node).map(|n| n.address.clone())
+    }
+}
+
+/// Who has a part in a volume, by the last view.
+pub(crate) struct KnownParts(pub(crate) Control);
+
+impl KnownParts {
+    /// Whether the view says so, or does soon: it may be behind.
+    async fn says(&self, test: impl Fn(&View) -> bool) -> bool {
+        let mut view = self.0.watch();
+        if view.borrow().revision == 0 {
+            // Nothing is known yet, for instance while the control plane does not answer. Volumes go on without it.
+            return true;
+        }
+        let said = view.wait_for(|view| test(view));
+        timeout(NEWS, said).await.is_ok_and(|said| said.is_ok())
+    }
+}
+
+#[async_trait]
+impl Parts for KnownParts {
+    async fn holds(&self, volume: VolumeId, node: NodeId) -> bool {
+        self.says(|view| {
+            view.volumes.get(&volume).is_some_and(|volume| {
+                let now = &volume.configuration;
+                now.in_sync.contains(&node) || now.syncing.contains(&node) || now.lost.contains_key(&node)
+            })
+        })
+        .await
+    }
+
+    async fn mounts(&self, volume: VolumeId, node: NodeId) -> bool {
+        let claims = |volume: &Volume| volume.mount.as_ref().is_some_and(|claim| claim.node == node);
+        self.says(|view| view.volumes.get(&volume).is_some_and(|volume| claims(volume)))
+            .await
     }
 }

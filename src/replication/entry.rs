@@ -47,6 +47,8 @@ pub(super) struct Entry {
     gate: RwLock<Gate>,
     /// The gate's session; changed while it is held exclusively.
     session: AtomicU64,
+    /// The node whose fence is in force; `None`: this one's, or none yet. Changed with the gate.
+    master: Mutex<Option<NodeId>>,
     /// Extents of writes not known to be on every copy, by term and number; what was hot when the copy was opened
     /// stands first, so that the first settled term clears it.
     tail: Mutex<BTreeMap<(u64, u64), Vec<u64>>>,
@@ -70,6 +72,7 @@ impl Entry {
             incarnation: random::random(),
             gate: RwLock::new(Gate { epoch, session: 0 }),
             session: AtomicU64::new(0),
+            master: Mutex::new(None),
             tail: Mutex::new(tail),
             promised: Mutex::new(promised),
         }
@@ -94,8 +97,18 @@ impl Entry {
         }
     }
 
-    /// Makes `stamp` the one in force.
+    /// Makes `stamp` the one in force, for a master on this node.
     pub(super) fn fence(&self, stamp: Stamp) -> Result<CopyState, CopyError> {
+        self.fence_for(stamp, None)
+    }
+
+    /// Whether this node's fence is in force: a stamp can be guessed.
+    pub(super) fn obeys(&self, peer: NodeId) -> bool {
+        *self.master.lock() == Some(peer)
+    }
+
+    /// The same for a master on another node.
+    pub(super) fn fence_for(&self, stamp: Stamp, master: Option<NodeId>) -> Result<CopyState, CopyError> {
         let new = Gate {
             epoch: stamp.epoch,
             session: stamp.session,
@@ -108,6 +121,7 @@ impl Entry {
             self.copy.advance_epoch(stamp.epoch)?;
         }
         *gate = new;
+        *self.master.lock() = master;
         self.session.store(new.session, Ordering::SeqCst);
         drop(gate);
         Ok(self.state())

@@ -72,6 +72,17 @@ pub trait Peers: Send + Sync + 'static {
     fn address(&self, node: NodeId) -> Option<String>;
 }
 
+/// Which nodes have a part in a volume, as the records say. Asked when a node begins something, not for each call: a node that has none must not
+/// take a copy from its master, nor a volume from its mount, by making up an epoch or a claim. An implementation that knows nothing yet lets all pass.
+#[async_trait]
+pub trait Parts: Send + Sync + 'static {
+    /// Whether the node holds a copy of the volume: so it may be its master, or have become it just now.
+    async fn holds(&self, volume: VolumeId, node: NodeId) -> bool;
+
+    /// Whether the node has the volume mounted.
+    async fn mounts(&self, volume: VolumeId, node: NodeId) -> bool;
+}
+
 /// Hears of what happens to volumes. Must not block: it is told from the middle of things.
 pub trait Observer: Send + Sync + 'static {
     /// Something happened, to the copy on `node` if one is named; `detail`: why, if it is known.

@@ -6,6 +6,7 @@
 use super::{
     Master,
     entry::{Entry, split},
+    env::Parts,
     promise::Promise,
     service::{Blocks, Caller, CopyState, Data, MAX_DATA, MAX_EXTENTS, Position, RemoteError, Stamp},
     store::{Copies, Copy, CopyError, Found},
@@ -19,7 +20,7 @@ use crate::{
 use bytes::Bytes;
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 use tarpc::context::Context;
 use tokio::sync::Semaphore;
@@ -41,6 +42,7 @@ pub struct ReplicaHost {
     /// When it was last forgotten what a copy promised: at this process's start, or when a copy was opened again.
     forgot: Mutex<Instant>,
     device_calls: Arc<Semaphore>,
+    parts: OnceLock<Arc<dyn Parts>>,
 }
 
 impl ReplicaHost {
@@ -54,7 +56,14 @@ impl ReplicaHost {
             masters: Mutex::default(),
             forgot: Mutex::new(Instant::now()),
             device_calls: Arc::new(Semaphore::new(MAX_DEVICE_CALLS)),
+            parts: OnceLock::new(),
         })
+    }
+
+    /// From now on only nodes that have a part in a volume may do something with it. Said once.
+    pub fn set_parts(&self, parts: Arc<dyn Parts>) {
+        // A node joins one cluster in its life.
+        let _ = self.parts.set(parts);
     }
 
     /// Who this node is.
@@ -76,11 +85,8 @@ impl ReplicaHost {
     }
 
     /// The service as `peer` sees it.
-    #[cfg(test)]
-    pub(crate) fn service_for(
-        self: &Arc<Self>,
-        peer: NodeId,
-    ) -> impl tarpc::server::Serve<Req = super::DataRequest, Resp = super::DataResponse> + Clone + use<> {
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn service_for(self: &Arc<Self>, peer: NodeId) -> super::service::ServeData<DataServer> {
         let host = Arc::clone(self);
         DataServer { host, peer }.serve()
     }
@@ -237,7 +243,7 @@ impl ReplicaHost {
 
 /// The service on one connection.
 #[derive(Clone)]
-struct DataServer {
+pub(crate) struct DataServer {
     host: Arc<ReplicaHost>,
     /// Who calls.
     peer: NodeId,
@@ -252,6 +258,17 @@ impl DataServer {
         task::spawn_blocking(move || work(&self.host))
             .await
             .unwrap_or_else(|error| Err(CopyError::Failed(format!("the request ended early: {error}"))))
+    }
+
+    /// The same on an open copy, for the node whose fence is in force.
+    async fn on_copy<T: Send + 'static>(
+        self,
+        volume: VolumeId,
+        work: impl FnOnce(&Entry) -> Result<T, CopyError> + Send + 'static,
+    ) -> Result<T, CopyError> {
+        let peer = self.peer;
+        self.on_disk(move |host| work(&*obeying(host.entry(volume)?, peer)?))
+            .await
     }
 
     async fn on_device<T: Send + 'static>(
@@ -273,6 +290,18 @@ impl DataServer {
     }
 }
 
+/// The copy, if this node's fence is in force.
+fn obeying(entry: Arc<Entry>, peer: NodeId) -> Result<Arc<Entry>, CopyError> {
+    if entry.obeys(peer) {
+        return Ok(entry);
+    }
+    // What is in force is not told: it would be the next guess.
+    Err(CopyError::Stale {
+        epoch: entry.copy().epoch(),
+        session: 0,
+    })
+}
+
 /// The bytes of `count` blocks, if a message may carry so many.
 fn length_of(count: u32) -> Option<usize> {
     let length = (count as usize).checked_mul(BLOCK_SIZE)?;
@@ -281,12 +310,24 @@ fn length_of(count: u32) -> Option<usize> {
 
 impl Data for DataServer {
     async fn fence(self, _: Context, stamp: Stamp, create: Option<u64>) -> Result<CopyState, CopyError> {
+        let peer = self.peer;
+        let known = self
+            .host
+            .open_entry(stamp.volume)
+            .is_some_and(|entry| entry.obeys(peer));
+        if !known
+            && let Some(parts) = self.host.parts.get()
+            && !parts.holds(stamp.volume, peer).await
+        {
+            tracing::warn!(volume = %stamp.volume, %peer, "a node that holds no copy of a volume wanted to be its master");
+            return Err(CopyError::Invalid("the node has no part in the volume".to_owned()));
+        }
         self.on_disk(move |host| {
             let entry = match create {
                 Some(blocks) => host.entry_or_create(stamp.volume, blocks, stamp.epoch)?,
                 None => host.entry(stamp.volume)?,
             };
-            entry.fence(stamp)
+            entry.fence_for(stamp, Some(peer))
         })
         .await
     }
@@ -301,16 +342,17 @@ impl Data for DataServer {
     ) -> Result<(), CopyError> {
         if !flush
             && let Some(entry) = self.host.open_entry(stamp.volume)
+            && entry.obeys(self.peer)
             && let Some(result) = entry.write_quickly(stamp, position, &blocks)
         {
             return result;
         }
-        self.on_disk(move |host| host.entry(stamp.volume)?.write(stamp, position, &blocks, flush))
+        self.on_copy(stamp.volume, move |copy| copy.write(stamp, position, &blocks, flush))
             .await
     }
 
     async fn flush(self, _: Context, stamp: Stamp) -> Result<(), CopyError> {
-        self.on_disk(move |host| host.entry(stamp.volume)?.flush(stamp)).await
+        self.on_copy(stamp.volume, move |copy| copy.flush(stamp)).await
     }
 
     async fn discard(
@@ -321,17 +363,16 @@ impl Data for DataServer {
         block: u64,
         count: u64,
     ) -> Result<(), CopyError> {
-        self.on_disk(move |host| host.entry(stamp.volume)?.discard(stamp, position, block, count))
+        self.on_copy(stamp.volume, move |copy| copy.discard(stamp, position, block, count))
             .await
     }
 
     async fn grow(self, _: Context, stamp: Stamp, blocks: u64) -> Result<(), CopyError> {
-        self.on_disk(move |host| host.entry(stamp.volume)?.grow(stamp, blocks))
-            .await
+        self.on_copy(stamp.volume, move |copy| copy.grow(stamp, blocks)).await
     }
 
     async fn repair(self, _: Context, stamp: Stamp, block: u64, data: Payload) -> Result<(), CopyError> {
-        self.on_disk(move |host| host.entry(stamp.volume)?.repair(stamp, block, &data))
+        self.on_copy(stamp.volume, move |copy| copy.repair(stamp, block, &data))
             .await
     }
 
@@ -393,6 +434,14 @@ impl Data for DataServer {
 
     async fn device_open(self, _: Context, volume: VolumeId, caller: Caller) -> Result<u64, RemoteError> {
         let master = self.host.master(volume).ok_or(RemoteError::NotMaster)?;
+        // An older claim is told that it is over.
+        if caller.attachment >= master.attachment()
+            && let Some(parts) = self.host.parts.get()
+            && !parts.mounts(volume, self.peer).await
+        {
+            // To one whose claim is not known here yet it says: ask again.
+            return Err(RemoteError::NotMaster);
+        }
         task::spawn_blocking(move || {
             master.open_remote(caller)?;
             Ok(master.blocks())
@@ -452,12 +501,12 @@ impl Data for DataServer {
     async fn heartbeat(self, _: Context, stamp: Stamp) -> Result<(), CopyError> {
         let peer = self.peer;
         if let Some(entry) = self.host.open_entry(stamp.volume)
+            && entry.obeys(peer)
             && let Some(answer) = entry.promise_quickly(stamp, peer)
         {
             return answer;
         }
-        self.on_disk(move |host| host.entry(stamp.volume)?.promise(stamp, peer))
-            .await
+        self.on_copy(stamp.volume, move |copy| copy.promise(stamp, peer)).await
     }
 
     async fn ping(self, _: Context) {}

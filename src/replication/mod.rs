@@ -100,7 +100,7 @@ mod wire;
 pub use activate::ActivateError;
 pub use attached::Attached;
 pub use disk::DiskCopies;
-pub use env::{ConfigError, ConfigStore, Observer, Peers, VolumeState};
+pub use env::{ConfigError, ConfigStore, Observer, Parts, Peers, VolumeState};
 pub use host::ReplicaHost;
 pub use master::{Environment, Master, Options};
 pub use meters::{Meters, Traffic};

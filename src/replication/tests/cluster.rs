@@ -116,6 +116,11 @@ impl Addresses {
         Self(Mutex::new(self.0.lock().clone()))
     }
 
+    /// Whoever connects to the node from now on connects there.
+    pub(super) fn set(&self, node: NodeId, address: &str) {
+        self.0.lock().insert(node, address.to_owned());
+    }
+
     /// Puts a network between a node and those that connect to it from now on. When it turns `silent` nothing arrives any more, and
     /// nobody is told: connections stay open.
     pub(super) fn through_a_network(&self, node: NodeId, silent: &Arc<AtomicBool>) {

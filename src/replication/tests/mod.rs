@@ -4,6 +4,7 @@ mod cluster;
 mod faults;
 mod fencing;
 mod remote;
+mod strangers;
 
 use super::{store::ZERO_SUM, *};
 use crate::{
