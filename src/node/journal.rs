@@ -55,7 +55,7 @@ impl Journal {
                 Err(error) => tracing::warn!(file = name, %error, "earlier events cannot be read"),
             }
         }
-        let next = events.back().map_or(1, |event: &Event| event.number + 1);
+        let next = events.back().map_or(1, |event: &Event| event.number.saturating_add(1));
         let (lines, queue) = sync_channel(QUEUE);
         let file = directory.join("events");
         // Ends with the journal. Without a thread, events are kept in memory only.
@@ -102,7 +102,7 @@ impl Journal {
             node_name,
             message,
         };
-        inner.next += 1;
+        inner.next = inner.next.saturating_add(1);
         if let Ok(line) = serde_json::to_string(&event) {
             // Full: the disk is slow, and memory has it.
             let _ = self.lines.try_send(line);
