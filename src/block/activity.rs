@@ -18,7 +18,7 @@ pub(crate) const ACTIVITY_LENGTH: u64 = 2 * SLOT as u64;
 const HEAD: usize = 24;
 
 /// One slot: magic, sequence, number of extents, extents, checksum.
-fn encode(sequence: u64, extents: &[u64]) -> Vec<u8> {
+pub(super) fn encode(sequence: u64, extents: &[u64]) -> Vec<u8> {
     debug_assert!(extents.len() <= HOT_LIMIT);
     let mut out = Vec::with_capacity(SLOT);
     out.extend_from_slice(MAGIC);
@@ -32,7 +32,7 @@ fn encode(sequence: u64, extents: &[u64]) -> Vec<u8> {
     out
 }
 
-fn decode(slot: &[u8]) -> Option<(u64, Vec<u64>)> {
+pub(super) fn decode(slot: &[u8]) -> Option<(u64, Vec<u64>)> {
     let word = |at: usize| -> Option<u64> { Some(u64::from_le_bytes(slot.get(at..at + 8)?.try_into().ok()?)) };
     if slot.get(..8)? != MAGIC {
         return None;
@@ -43,7 +43,24 @@ fn decode(slot: &[u8]) -> Option<(u64, Vec<u64>)> {
         return None;
     }
     let extents = (0..count).map(|i| word(HEAD + i * 8)).collect::<Option<_>>()?;
-    Some((word(8)?, extents))
+    // Far from where counting on could overflow.
+    let sequence = word(8).filter(|sequence| *sequence <= u64::MAX / 2)?;
+    Some((sequence, extents))
+}
+
+/// A slot with its checksum made right.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn sealed(slot: &[u8]) -> Vec<u8> {
+    let mut sealed = slot.to_vec();
+    let count = slot.get(16..24).and_then(|bytes| bytes.try_into().ok());
+    let count = count.map_or(0, u64::from_le_bytes).min(HOT_LIMIT as u64) as usize;
+    let end = HEAD + count * 8;
+    if sealed.len() >= end {
+        sealed.truncate(end);
+        let sum = blake3::hash(&sealed);
+        sealed.extend_from_slice(sum.as_bytes());
+    }
+    sealed
 }
 
 /// Writes a new activity file's first slot: nothing is hot.
