@@ -15,6 +15,8 @@ pub mod exec;
 pub mod fdstore;
 pub mod fs;
 pub mod fuse;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod metrics;
 pub mod node;
 mod os;

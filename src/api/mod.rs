@@ -7,6 +7,8 @@ mod bounded;
 mod client;
 mod dial;
 mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod monitoring;
 mod operations;
 mod remote;

@@ -148,13 +148,13 @@ impl<S: Send + Sync> FromRequest<S> for Body {
 }
 
 /// Reads a request's body; an empty one stands for `{}`.
-fn body<T: DeserializeOwned>(bytes: &Bytes) -> Result<T, ApiError> {
+pub(super) fn body<T: DeserializeOwned>(bytes: &Bytes) -> Result<T, ApiError> {
     let bytes: &[u8] = if bytes.is_empty() { b"{}" } else { bytes };
     serde_json::from_slice(bytes).map_err(|error| ApiError::new(Code::Usage, format!("the request's body: {error}")))
 }
 
 /// Reads a request's query; the types' unknown fields are refused here too.
-fn query<T: DeserializeOwned>(query: Option<&str>) -> Result<T, ApiError> {
+pub(super) fn query<T: DeserializeOwned>(query: Option<&str>) -> Result<T, ApiError> {
     let uri = axum::http::Uri::builder()
         .path_and_query(format!("/?{}", query.unwrap_or_default()))
         .build()

@@ -25,6 +25,8 @@
 mod activity;
 mod device;
 mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod header;
 mod io;
 mod local;

@@ -14,6 +14,8 @@ mod debug;
 mod diagnostics;
 mod drain;
 mod events;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod mount;
 mod namespace;
 mod node;

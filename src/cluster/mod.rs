@@ -15,6 +15,8 @@ mod deaths;
 mod drain;
 mod etcd;
 mod export;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod kv;
 mod liveness;
 mod memory;

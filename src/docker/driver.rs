@@ -249,7 +249,7 @@ fn interrupted() -> ApiError {
 
 /// What `docker volume create --opt` asks for: the options of `storageos volume create`, everything else is a label.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Asked {
+pub(super) struct Asked {
     size: Option<u64>,
     description: String,
     node_selector: String,
@@ -258,7 +258,7 @@ struct Asked {
 }
 
 impl Asked {
-    fn parse(opts: BTreeMap<String, String>) -> Result<Self, ApiError> {
+    pub(super) fn parse(opts: BTreeMap<String, String>) -> Result<Self, ApiError> {
         let mut asked = Self::default();
         let mut labels = Vec::new();
         for (key, value) in opts {

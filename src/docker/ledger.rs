@@ -500,12 +500,17 @@ fn read(file: &Path) -> Result<BTreeMap<String, Users>, LedgerError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
         Err(error) => return Err(at(file)(error)),
     };
+    parse(file, &bytes)
+}
+
+/// What the file's text says.
+pub(super) fn parse(file: &Path, bytes: &[u8]) -> Result<BTreeMap<String, Users>, LedgerError> {
     let damaged = |reason: String| LedgerError::Damaged {
         path: file.to_owned(),
         reason,
     };
     // A later format may have other fields.
-    let value: serde_json::Value = serde_json::from_slice(&bytes).map_err(|e| damaged(e.to_string()))?;
+    let value: serde_json::Value = serde_json::from_slice(bytes).map_err(|e| damaged(e.to_string()))?;
     let format = value.get("format").and_then(serde_json::Value::as_u64).unwrap_or(0);
     if format > u64::from(FORMAT) {
         return Err(LedgerError::Format {

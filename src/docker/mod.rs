@@ -17,6 +17,8 @@
 //! Knows nothing of blocks, copies and the kernel's side of FUSE.
 
 mod driver;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod host;
 mod ledger;
 mod protocol;

@@ -6,6 +6,8 @@
 //!
 //! They speak over a Unix socket of kind `SEQPACKET`: a packet is one JSON object (`wire`), with descriptors beside it.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod process;
 #[cfg(test)]
 mod tests;

@@ -73,8 +73,23 @@ pub(super) fn connect(path: &Path) -> io::Result<OwnedFd> {
     Ok(connection)
 }
 
+/// A packet's bytes.
+pub(super) fn encode<T: Serialize>(words: &T) -> io::Result<Vec<u8>> {
+    Ok(serde_json::to_vec(&Packet { v: VERSION, words })?)
+}
+
+/// What a packet says.
+pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> io::Result<T> {
+    let packet: Packet<T> = serde_json::from_slice(bytes)?;
+    if packet.v != VERSION {
+        let error = format!("words of version {}, these are {VERSION}", packet.v);
+        return Err(io::Error::new(io::ErrorKind::InvalidData, error));
+    }
+    Ok(packet.words)
+}
+
 pub(super) fn send<T: Serialize>(connection: impl AsFd, words: &T, descriptors: &[OwnedFd]) -> io::Result<()> {
-    let packet = serde_json::to_vec(&Packet { v: VERSION, words })?;
+    let packet = encode(words)?;
     if packet.len() > PACKET_MAX || descriptors.len() > DESCRIPTORS_MAX {
         return Err(io::ErrorKind::InvalidInput.into());
     }
@@ -113,10 +128,5 @@ pub(super) fn receive_now<T: DeserializeOwned>(connection: impl AsFd) -> io::Res
     if received.bytes == 0 {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
-    let packet: Packet<T> = serde_json::from_slice(&bytes[..received.bytes])?;
-    if packet.v != VERSION {
-        let error = format!("words of version {}, these are {VERSION}", packet.v);
-        return Err(io::Error::new(io::ErrorKind::InvalidData, error));
-    }
-    Ok((packet.words, descriptors))
+    Ok((decode(&bytes[..received.bytes])?, descriptors))
 }

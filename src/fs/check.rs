@@ -551,6 +551,23 @@ impl FileSystem {
     }
 }
 
+/// All rows of a file system that was closed.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn rows_of(device: Arc<dyn BlockDevice>) -> Result<Vec<(Vec<u8>, Vec<u8>)>, FsError> {
+    let superblock =
+        Superblock::read(&*device)?.ok_or_else(|| FsError::Format("the device holds no file system".into()))?;
+    let control = Control::new(Box::new(|_| {}));
+    let disk = Disk::open(MetaArea::open(device.clone(), control.clone())?, CACHE_BYTES)?;
+    let _unwritten = Unwritten(control);
+    let rows = Rows::read(&*device, &disk, &superblock, |_| Ok(0))?;
+    let mut all = Vec::new();
+    rows.store.range(Bound::Unbounded, b"\xff", &mut |key, value| {
+        all.push((key.to_vec(), value.to_vec()));
+        true
+    })?;
+    Ok(all)
+}
+
 /// Whatever happens, the database writes nothing when it is dropped: there is nothing to keep.
 struct Unwritten(Arc<Control>);
 

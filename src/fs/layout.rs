@@ -88,6 +88,13 @@ impl Superblock {
         out
     }
 
+    /// Makes a block's checksum right.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) fn seal(block: &mut [u8]) {
+        let sum = blake3::hash(&block[..BODY]);
+        block[BODY..BODY + 32].copy_from_slice(sum.as_bytes());
+    }
+
     pub(super) fn decode(block: &[u8]) -> Result<Self, String> {
         if block.len() < BODY + 32 || &block[..8] != MAGIC {
             return Err("no file system".into());
@@ -106,6 +113,9 @@ impl Superblock {
         }
         let mut secret = [0; 16];
         secret.copy_from_slice(&block[32..48]);
+        if word(16) > MAX_SIZE / BLOCK_SIZE as u64 {
+            return Err("superblock's size is no volume's".into());
+        }
         Ok(Self {
             data_blocks: word(16),
             meta_limit: word(24),
@@ -113,9 +123,6 @@ impl Superblock {
         })
     }
 
-        if word(16) > MAX_SIZE / BLOCK_SIZE as u64 {
-            return Err("superblock's size is no volume's".into());
-        }
     /// Makes a used device read as zero: nothing of an earlier file system is found, and new blocks are zeros. The superblock goes
     /// first, so that a half of this is no file system. A blank device is left alone: a discard of all of it may take long.
     pub(super) fn clear(device: &dyn BlockDevice, data_blocks: u64) -> Result<(), FsError> {

@@ -373,6 +373,30 @@ fn record_sum(record: &[u8]) -> [u8; 16] {
     sum
 }
 
+/// A memory log whose first head and records have their checksums made right, as far as their lengths go, and are of the file system with this key.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn sealed(log: &[u8], key: [u8; 16]) -> Vec<u8> {
+    let mut sealed = log.to_vec();
+    if let Some(head) = sealed.get_mut(..HEAD) {
+        head[..8].copy_from_slice(MAGIC);
+        head[32..48].copy_from_slice(&key);
+        let sum = blake3::hash(&head[..48]);
+        head[48..].copy_from_slice(sum.as_bytes());
+    }
+    let (at, mut sequence) = (word(log, 16).unwrap_or(0) % RING, word(log, 24).unwrap_or(0));
+    let mut at = (RING_START + at) as usize;
+    while let Some(body) = half_word(&sealed, at).map(|body| body as usize)
+        && let Some(record) = sealed.get_mut(at..at.saturating_add(RECORD_HEAD).saturating_add(body))
+    {
+        record[12..20].copy_from_slice(&sequence.to_le_bytes());
+        let sum = record_sum(record);
+        record[28..RECORD_HEAD].copy_from_slice(&sum);
+        at += record.len();
+        sequence = sequence.wrapping_add(1);
+    }
+    sealed
+}
+
 struct Record {
     size: u64,
     id: u64,

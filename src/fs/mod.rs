@@ -33,6 +33,8 @@ mod dir;
 mod error;
 mod extents;
 mod file;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod layout;
 mod log;
 mod memory;
@@ -188,12 +190,12 @@ impl Rows {
     ) -> Result<Self, FsError> {
         let base = disk.base()?;
         let generation = Disk::generation(&base)?;
-        let mut store = Store::new(base);
-        let mut records = 0;
         // Far from where counting on could overflow.
         if generation > u64::MAX / 2 {
             return Err(FsError::Format("the intent log's generation makes no sense".into()));
         }
+        let mut store = Store::new(base);
+        let mut records = 0;
         for generation in [generation, generation + 1] {
             records += log::replay(device, generation, |change| {
                 store.replayed(change);
@@ -223,14 +225,14 @@ impl Rows {
     }
 }
 
-/// The key of names' hashes.
-fn hash_key(superblock: &Superblock) -> [u8; 32] {
 /// Whether a run is within the data area. What is not would be read, written or discarded over the metadata.
 fn in_data_area(start: u64, length: u64, data_blocks: u64) -> bool {
     let end = start.checked_add(length);
     length > 0 && start >= DATA_START && end.is_some_and(|end| end <= DATA_START.saturating_add(data_blocks))
 }
 
+/// The key of names' hashes.
+fn hash_key(superblock: &Superblock) -> [u8; 32] {
     blake3::derive_key("storageos directory entries v1", &superblock.secret)
 }
 
@@ -371,13 +373,13 @@ impl FileSystem {
             }
             Ok(replayed.records)
         })?;
-        // What was replayed goes into the database at once: both halves of the log are free again.
-        let mut position = generation;
         let (start, length) = counters.window;
         if length > 0 && !in_data_area(start, length, data_blocks) {
             // It is discarded below.
             return Err(FsError::Format("the allocation window is outside the data area".into()));
         }
+        // What was replayed goes into the database at once: both halves of the log are free again.
+        let mut position = generation;
         if let Some(rows) = store.freeze().filter(|_| records > 0) {
             position += 2;
             disk.apply(&rows, position)?;

@@ -8,6 +8,8 @@
 
 mod adapter;
 mod convert;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod greeting;
 mod handoff;
 mod mount;

@@ -93,16 +93,16 @@ fn parse(text: &str) -> Result<Token, ApiError> {
 
 /// What a joining node says.
 #[derive(Serialize, Deserialize)]
-struct Enrol {
-    token: [u8; 8],
-    secret: [u8; 16],
-    node: NodeId,
-    public: Vec<u8>,
+pub(super) struct Enrol {
+    pub(super) token: [u8; 8],
+    pub(super) secret: [u8; 16],
+    pub(super) node: NodeId,
+    pub(super) public: Vec<u8>,
 }
 
 /// What it gets.
 #[derive(Serialize, Deserialize)]
-struct Enrolled {
+pub(super) struct Enrolled {
     cluster: ClusterId,
     issued: Issued,
     authority: Vec<u8>,

@@ -36,6 +36,15 @@ pub(super) struct Diagnosis {
 }
 
 impl Diagnosis {
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) fn sample() -> Self {
+        Self {
+            machine: "{}".to_owned(),
+            log: vec!["a line".to_owned()],
+            ..Self::default()
+        }
+    }
+
     /// For the way to another node.
     pub(super) fn pack(mut self) -> io::Result<Payload> {
         let packed = self.packed()?;

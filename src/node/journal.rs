@@ -134,8 +134,13 @@ impl Observer for Journal {
 }
 
 fn read(file: &Path, events: &mut VecDeque<Event>) -> io::Result<usize> {
+    read_lines(BufReader::new(File::open(file)?), events)
+}
+
+/// Takes events in; returns how many lines there were.
+pub(super) fn read_lines(lines_of: impl BufRead, events: &mut VecDeque<Event>) -> io::Result<usize> {
     let mut lines = 0;
-    for line in BufReader::new(File::open(file)?).split(b'\n') {
+    for line in lines_of.split(b'\n') {
         lines += 1;
         // A line that was cut short by a crash, or of a later version, is left out.
         if let Ok(event) = serde_json::from_slice(&line?) {

@@ -37,7 +37,7 @@ const SYNC: Duration = Duration::from_secs(10);
 /// The note: which mount it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Note {
+pub(super) struct Note {
     v: u32,
     volume: VolumeId,
     /// `namespace/name`.
@@ -63,7 +63,11 @@ impl Note {
         // Bounded above.
         let mut bytes = vec![0; length as usize];
         file.read_exact_at(&mut bytes, 0)?;
-        let note: Self = serde_json::from_slice(&bytes)?;
+        Self::parse(&bytes)
+    }
+
+    pub(super) fn parse(bytes: &[u8]) -> io::Result<Self> {
+        let note: Self = serde_json::from_slice(bytes)?;
         if note.v != VERSION {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,

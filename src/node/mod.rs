@@ -17,6 +17,8 @@ mod daemon;
 mod data_dir;
 mod diagnostics;
 mod doors;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod inspect;
 mod journal;
 pub(crate) mod keeper;

@@ -76,6 +76,8 @@ mod disk;
 mod entry;
 mod env;
 mod fanout;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod group;
 mod host;
 mod link;

@@ -54,6 +54,22 @@ pub struct WireResponse<T> {
     message: Result<T, ServerError>,
 }
 
+#[cfg(any(test, feature = "fuzzing"))]
+impl<T> WireResponse<T> {
+    /// A call's answer.
+    pub(super) fn of(id: u64, message: T) -> Self {
+        Self {
+            id,
+            message: Ok(message),
+        }
+    }
+
+    /// Whether it is the service's, not an error of the transport's.
+    pub(super) fn is_answer(&self) -> bool {
+        self.message.is_ok()
+    }
+}
+
 /// A tarpc message with an encoding of its own on the wire.
 pub trait Message: Sized {
     /// The encoded type.
@@ -65,6 +81,19 @@ pub trait Message: Sized {
     fn to_wire(self) -> io::Result<Self::Wire>;
     /// From what was decoded.
     fn from_wire(wire: Self::Wire) -> Self;
+    /// Whether it begins, ends or is without a call.
+    fn step(&self) -> Step;
+}
+
+/// What a message does to a call: its id, and the number of the call or answer in its service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// The call is made.
+    Ask(u64, Option<u32>),
+    /// The caller gives it up.
+    Cancel(u64),
+    /// It is answered; `None`: by an error of the transport's.
+    Answer(u64, Option<u32>),
 }
 
 impl<T: Serialize + DeserializeOwned> Message for ClientMessage<T> {
@@ -81,19 +110,6 @@ impl<T: Serialize + DeserializeOwned> Message for ClientMessage<T> {
                     message,
                 })
             }
-    /// Whether it begins, ends or is without a call.
-    fn step(&self) -> Step;
-}
-
-/// What a message does to a call: its id, and the number of the call or answer in its service.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
-    /// The call is made.
-    Ask(u64, Option<u32>),
-    /// The caller gives it up.
-    Cancel(u64),
-    /// It is answered; `None`: by an error of the transport's.
-    Answer(u64, Option<u32>),
             Self::Cancel { request_id, .. } => Ok(WireRequest::Cancel { id: request_id }),
             _ => Err(io::Error::other("a message that the wire format does not have")),
         }
@@ -117,6 +133,15 @@ pub enum Step {
             },
         }
     }
+
+    fn step(&self) -> Step {
+        match self {
+            Self::Request(request) => Step::Ask(request.id, variant::of(&request.message)),
+            Self::Cancel { request_id, .. } => Step::Cancel(*request_id),
+            // `to_wire` refuses it.
+            _ => Step::Cancel(u64::MAX),
+        }
+    }
 }
 
 impl<T: Serialize + DeserializeOwned> Message for Response<T> {
@@ -133,16 +158,11 @@ impl<T: Serialize + DeserializeOwned> Message for Response<T> {
         Self {
             request_id: wire.id,
             message: wire.message,
-
-    fn step(&self) -> Step {
-        match self {
-            Self::Request(request) => Step::Ask(request.id, variant::of(&request.message)),
-            Self::Cancel { request_id, .. } => Step::Cancel(*request_id),
-            // `to_wire` refuses it.
-            _ => Step::Cancel(u64::MAX),
         }
     }
-        }
+
+    fn step(&self) -> Step {
+        Step::Answer(self.request_id, self.message.as_ref().ok().and_then(variant::of))
     }
 }
 
@@ -160,10 +180,6 @@ impl postcard::ser_flavors::Flavor for Append<'_> {
     fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
         self.0.put_slice(bytes);
         Ok(())
-
-    fn step(&self) -> Step {
-        Step::Answer(self.request_id, self.message.as_ref().ok().and_then(variant::of))
-    }
     }
 
     fn finalize(self) -> postcard::Result<()> {
@@ -259,6 +275,18 @@ impl Outgoing {
             self.queue.pop_front();
         }
     }
+}
+
+/// A frame without its payload.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn sealed(head: &[u8], payload: usize) -> Vec<u8> {
+    let mut frame = vec![0; PREFIX];
+    frame[0..4].copy_from_slice(&(head.len() as u32).to_le_bytes());
+    frame[4..8].copy_from_slice(&(payload as u32).to_le_bytes());
+    let sum = check(&frame[0..8], head);
+    frame[8..12].copy_from_slice(&sum);
+    frame.extend_from_slice(head);
+    frame
 }
 
 /// The bytes of a message's frame, for golden tests of services.

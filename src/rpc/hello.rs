@@ -199,9 +199,14 @@ impl Hello {
             bytes[12..28].copy_from_slice(cluster.as_bytes());
         }
         bytes[28..44].copy_from_slice(self.node.as_bytes());
+        Self::seal(&mut bytes);
+        bytes
+    }
+
+    /// Makes the check fit the rest.
+    pub(super) fn seal(bytes: &mut [u8; LENGTH]) {
         let hash = blake3::hash(&bytes[..CHECKED]);
         bytes[CHECKED..].copy_from_slice(&hash.as_bytes()[..LENGTH - CHECKED]);
-        bytes
     }
 
     /// `None`: not a hello.

@@ -14,6 +14,8 @@
 
 mod driver;
 mod frame;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod hello;
 mod lanes;
 mod payload;
@@ -25,9 +27,9 @@ mod small;
 mod tests;
 mod tls;
 mod transport;
+mod variant;
 
 pub use driver::{Driver, Held};
-mod variant;
 #[cfg(test)]
 pub(crate) use frame::bytes_of;
 pub use frame::{MAX_DEADLINE, MAX_HEAD, MAX_PAYLOAD, Message, WireRequest, WireResponse};

@@ -6,7 +6,7 @@
 use super::server::Connection;
 use std::io;
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
 /// Longest such message.
@@ -20,15 +20,15 @@ async fn send(connection: &mut Connection, message: &[u8]) -> io::Result<()> {
     connection.socket.flush().await
 }
 
-async fn receive(connection: &mut Connection) -> io::Result<Vec<u8>> {
+pub(super) async fn receive(socket: &mut (impl AsyncRead + Unpin + ?Sized)) -> io::Result<Vec<u8>> {
     let mut length = [0; 4];
-    connection.socket.read_exact(&mut length).await?;
+    socket.read_exact(&mut length).await?;
     let length = u32::from_le_bytes(length) as usize;
     if length > MOST {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "the message is too long"));
     }
     let mut message = vec![0; length];
-    connection.socket.read_exact(&mut message).await?;
+    socket.read_exact(&mut message).await?;
     Ok(message)
 }
 
@@ -40,7 +40,7 @@ impl Connection {
     pub async fn ask(mut self, message: &[u8], deadline: Duration) -> io::Result<Vec<u8>> {
         let asked = async {
             send(&mut self, message).await?;
-            receive(&mut self).await
+            receive(&mut *self.socket).await
         };
         timeout(deadline, asked).await?
     }
@@ -54,7 +54,7 @@ impl Connection {
         R: Future<Output = Vec<u8>>,
     {
         let served = async {
-            let message = receive(&mut self).await?;
+            let message = receive(&mut *self.socket).await?;
             let answered = answer(message).await;
             send(&mut self, &answered).await?;
             self.socket.shutdown().await

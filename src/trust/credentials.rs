@@ -89,7 +89,7 @@ impl Credentials {
     }
 
     /// The file's text.
-    fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         let mut text = format!(
             "Node: {}\nCluster: {}\nIssued: {}\nExpires: {}\nRenewals: {}\n",
             self.node, self.cluster, self.issued, self.expires, self.renewals
@@ -104,7 +104,7 @@ impl Credentials {
         text
     }
 
-    fn parse(text: &str) -> Result<Self, String> {
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
         let file = PemFile::parse(text)?;
         Ok(Self {
             node: PemFile::line(text, "Node")?,

@@ -7,6 +7,8 @@
 mod authority;
 mod client;
 mod credentials;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod token;
 pub(crate) mod verify;
 

@@ -5,6 +5,8 @@
 
 mod event;
 mod failure;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod health;
 mod id;
 mod labels;

@@ -15,6 +15,8 @@
 //! was lost is repeated; the catalog's operations recognise their own first attempt.
 
 mod config;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(in crate::cluster) mod fuzzing;
 mod gateway;
 mod leader;
 #[cfg(test)]

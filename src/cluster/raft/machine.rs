@@ -16,17 +16,17 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-struct State {
+pub(super) struct State {
     applied: Option<LogId>,
     membership: Membership,
-    kv: Kv,
+    pub(super) kv: Kv,
 }
 
 /// A snapshot as it is on disk.
 #[derive(Serialize, Deserialize)]
-struct Stored {
-    meta: SnapshotMeta<NodeId, BasicNode>,
-    state: Vec<u8>,
+pub(super) struct Stored {
+    pub(super) meta: SnapshotMeta<NodeId, BasicNode>,
+    pub(super) state: Vec<u8>,
 }
 
 /// The state machine; clones share it.
@@ -103,7 +103,7 @@ fn encode(state: &State) -> Result<Vec<u8>, AnyError> {
     postcard::to_allocvec(state).map_err(|e| AnyError::new(&e))
 }
 
-fn decode(bytes: &[u8]) -> Result<State, AnyError> {
+pub(super) fn decode(bytes: &[u8]) -> Result<State, AnyError> {
     postcard::from_bytes(bytes).map_err(|e| AnyError::new(&e))
 }
 

@@ -16,6 +16,8 @@
 
 mod disk;
 mod follower;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(in crate::cluster) mod fuzzing;
 mod leader;
 mod machine;
 mod network;
@@ -877,11 +879,11 @@ impl Control for Server {
     }
 
     async fn propose(self, _: Context, command: Command) -> Result<Answer, Refusal> {
-        self.store.inner.propose(command).await
-    }
         if !command.may_be_proposed() {
             return Err(Refusal::Failed("such a command is not for others to propose".into()));
         }
+        self.store.inner.propose(command).await
+    }
 
     async fn read_index(self, _: Context) -> Result<Revision, Refusal> {
         self.store.inner.read_index().await
