@@ -140,6 +140,24 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn heads_without_an_end_are_refused() {
+        let address = serving(4, Duration::from_secs(600)).await;
+        let many = "a: b\r\n".repeat(200);
+        let long = format!("a: {}\r\n", "b".repeat(1 << 20));
+        for head in [many, long] {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            // It may be refused before all was said.
+            let _ = stream.write_all(format!("GET / HTTP/1.1\r\n{head}").as_bytes()).await;
+            let mut answer = Vec::new();
+            let _ = stream.read_to_end(&mut answer).await;
+            let answer = String::from_utf8_lossy(&answer);
+            assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 431"), "{answer}");
+        }
+        let mut next = TcpStream::connect(address).await.unwrap();
+        assert!(ask(&mut next).await.ends_with("here"));
+    }
+
+    #[tokio::test]
     async fn a_connection_that_says_nothing_ends() {
         let address = serving(1, Duration::from_millis(50)).await;
         let mut silent = TcpStream::connect(address).await.unwrap();

@@ -263,6 +263,27 @@ mod tests {
     }
 
     #[test]
+    fn what_every_node_would_choke_on_cannot_be_proposed() {
+        let change = put("a", "1", None);
+        let transaction = |count| {
+            Command::Transact(Transaction {
+                compares: vec![],
+                changes: vec![change.clone(); count],
+            })
+        };
+        for good in [
+            Command::Grant(Duration::from_secs(5)),
+            Command::Revoke(1),
+            transaction(100),
+        ] {
+            assert!(good.may_be_proposed(), "{good:?}");
+        }
+        for bad in [Command::Grant(Duration::MAX), Command::Recovered(1), transaction(101)] {
+            assert!(!bad.may_be_proposed(), "{bad:?}");
+        }
+    }
+
+    #[test]
     fn the_keys_of_a_lease_go_with_it_and_watchers_see_it() {
         let mut kv = Kv::default();
         let Answer::Granted(lease) = kv.apply(&Command::Grant(Duration::from_secs(1))) else {

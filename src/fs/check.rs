@@ -553,7 +553,7 @@ impl FileSystem {
 
 /// All rows of a file system that was closed.
 #[cfg(any(test, feature = "fuzzing"))]
-pub(super) fn rows_of(device: Arc<dyn BlockDevice>) -> Result<Vec<(Vec<u8>, Vec<u8>)>, FsError> {
+pub(super) fn rows_of(device: Arc<dyn BlockDevice>) -> Result<Vec<super::store::Row>, FsError> {
     let superblock =
         Superblock::read(&*device)?.ok_or_else(|| FsError::Format("the device holds no file system".into()))?;
     let control = Control::new(Box::new(|_| {}));

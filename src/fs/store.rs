@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 const ROWS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("rows");
 
 /// A key and its value.
-type Row = (Vec<u8>, Vec<u8>);
+pub(super) type Row = (Vec<u8>, Vec<u8>);
 type Rows = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
 type Base = ReadOnlyTable<&'static [u8], &'static [u8]>;
 

@@ -335,6 +335,15 @@ mod tests {
     }
 
     #[test]
+    fn a_lease_that_no_clock_reaches_ends_at_once() {
+        let mut leases = Leases::default();
+        let granted = BTreeMap::from([(1, Duration::MAX), (2, Duration::from_secs(60))]);
+        assert_eq!(leases.expired(&granted), [1]);
+        leases.keep(1, Duration::MAX);
+        assert_eq!(leases.expired(&granted), [1]);
+    }
+
+    #[test]
     fn voters_follow_the_living() {
         for (leader, voters, present, mounting, wanted) in [
             (1, &[1][..], &[1][..], &[][..], &[1][..]),
