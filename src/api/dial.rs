@@ -3,11 +3,8 @@
 use super::remote::PROTOCOL;
 use super::{ApiError, Code, DEFAULT_SOCKET};
 use crate::trust::ClientCredentials;
-use crate::trust::verify::{Called, PROVIDER, Root};
-use rustls::client::Resumption;
-use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName};
-use rustls::version::TLS13;
-use rustls::{AlertDescription, ClientConfig, RootCertStore};
+use crate::trust::tls::nobody;
+use rustls::{AlertDescription, ClientConfig};
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
@@ -19,8 +16,6 @@ use tokio_rustls::TlsConnector;
 
 /// Longest time to reach a node over the network.
 const REACH: Duration = Duration::from_secs(10);
-/// The name asked for in a handshake; not sent, and not looked at: every node of the cluster is as good as another.
-const ANY_NODE: &str = "node.storageos.internal";
 /// How an address over the network begins.
 const SCHEME: &str = "https://";
 
@@ -70,9 +65,11 @@ impl Target {
                     "make one on a node: storageos cluster client create NAME\nand give it with --client-cert FILE or STORAGEOS_CLIENT_CERT",
                 )
             })?;
-            let config = config(credentials)
+            let config = credentials
+                .proof()
+                .calls(PROTOCOL)
                 .map_err(|why| ApiError::invalid(format!("the client's key and certificate cannot be used: {why}")))?;
-            return Ok(Self::Network(address.to_owned(), Arc::new(config)));
+            return Ok(Self::Network(address.to_owned(), config));
         }
         let path = host.strip_prefix("unix://").unwrap_or(host);
         if path.contains("://") {
@@ -158,24 +155,7 @@ impl Target {
 
 async fn reach(address: &str, config: Arc<ClientConfig>) -> io::Result<Box<dyn Stream>> {
     let tcp = TcpStream::connect(address).await?;
-    let name = ServerName::try_from(ANY_NODE).map_err(io::Error::other)?;
+    let name = nobody().map_err(io::Error::other)?;
     let tls = TlsConnector::from(config).connect(name, tcp).await?;
     Ok(Box::new(tls))
-}
-
-fn config(credentials: &ClientCredentials) -> Result<ClientConfig, rustls::Error> {
-    let authority = CertificateDer::from(credentials.authority().to_vec());
-    let mut roots = RootCertStore::empty();
-    roots.add(authority.clone())?;
-    let chain = vec![CertificateDer::from(credentials.certificate().to_vec()), authority];
-    let key = PrivatePkcs8KeyDer::from(credentials.key().to_vec()).into();
-    let mut config = ClientConfig::builder_with_provider(PROVIDER.clone())
-        .with_protocol_versions(&[&TLS13])?
-        .dangerous()
-        .with_custom_certificate_verifier(Called::new(Root::Known(roots)))
-        .with_client_auth_cert(chain, key)?;
-    config.alpn_protocols = vec![PROTOCOL.to_vec()];
-    config.resumption = Resumption::disabled();
-    config.enable_sni = false;
-    Ok(config)
 }

@@ -8,7 +8,6 @@
 use super::server::router_for_clients;
 use super::{ApiError, Code, Operations};
 use crate::trust::Credentials;
-use crate::trust::verify::PROVIDER;
 use axum::Router;
 use axum::extract::Request;
 use axum::http::Method;
@@ -17,10 +16,7 @@ use axum::response::IntoResponse;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
-use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
-use rustls::version::TLS13;
-use rustls::{RootCertStore, ServerConfig};
+use rustls::pki_types::CertificateDer;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -101,7 +97,7 @@ enum GuestError {
     #[error("this node is in no cluster yet")]
     NoCluster,
     #[error("the node's certificate cannot be used: {0}")]
-    Credentials(String),
+    Credentials(#[from] rustls::Error),
     #[error("the handshake failed: {0}")]
     Handshake(std::io::Error),
     #[error("the handshake took too long")]
@@ -119,8 +115,8 @@ async fn guest(
     stop: CancellationToken,
 ) -> Result<(), GuestError> {
     let credentials = gate.credentials().ok_or(GuestError::NoCluster)?;
-    let config = server_config(&credentials).map_err(GuestError::Credentials)?;
-    let accepting = TlsAcceptor::from(Arc::new(config)).accept(tcp);
+    let config = credentials.proof().answers(PROTOCOL, false)?;
+    let accepting = TlsAcceptor::from(config).accept(tcp);
     let tls = match tokio::time::timeout(HANDSHAKE, accepting).await {
         Ok(Ok(tls)) => tls,
         Ok(Err(error)) => return Err(GuestError::Handshake(error)),
@@ -168,26 +164,4 @@ async fn noted(client: String, request: Request, next: Next) -> axum::response::
         tracing::info!(client, %method, path, status = answer.status().as_u16(), "request over the network");
     }
     answer
-}
-
-fn server_config(credentials: &Credentials) -> Result<ServerConfig, String> {
-    let text = |error: &dyn std::fmt::Display| error.to_string();
-    let authority = CertificateDer::from(credentials.authority().to_vec());
-    let mut roots = RootCertStore::empty();
-    roots.add(authority.clone()).map_err(|e| text(&e))?;
-    let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), PROVIDER.clone())
-        .build()
-        .map_err(|e| text(&e))?;
-    let chain = vec![CertificateDer::from(credentials.certificate().to_vec()), authority];
-    let key = PrivatePkcs8KeyDer::from(credentials.key().to_vec()).into();
-    let mut config = ServerConfig::builder_with_provider(PROVIDER.clone())
-        .with_protocol_versions(&[&TLS13])
-        .map_err(|e| text(&e))?
-        .with_client_cert_verifier(clients)
-        .with_single_cert(chain, key)
-        .map_err(|e| text(&e))?;
-    config.alpn_protocols = vec![PROTOCOL.to_vec()];
-    config.session_storage = Arc::new(NoServerSessionStorage {});
-    config.send_tls13_tickets = 0;
-    Ok(config)
 }

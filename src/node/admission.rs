@@ -192,7 +192,7 @@ impl Shared {
             .filter(|known| known.expires > Timestamp::now());
         let token = match (token, known) {
             (None, Some(_)) => return Ok(()),
-            (Some(token), Some(known)) if pin(known.authority()) == token.authority => return Ok(()),
+            (Some(token), Some(known)) if pin(known.proof().authority()) == token.authority => return Ok(()),
             (Some(token), _) => token,
             (None, None) => {
                 return Err(ApiError::new(Code::Denied, "a node needs a token to join").hint(

@@ -3,7 +3,7 @@
 use super::daemon::{Joined, Shared};
 use crate::api::types::{ClientCreate, ClientInfo, ClientMade};
 use crate::api::{ApiError, Gatekeeper, no_client};
-use crate::trust::verify::proves_client;
+use crate::trust::tls::proves_client;
 use crate::trust::{ClientId, Credentials};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;

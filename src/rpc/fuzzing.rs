@@ -5,7 +5,7 @@ use super::hello::{Hello, Kind, LENGTH};
 use super::payload;
 use super::small;
 use super::transport::Transport;
-use crate::trust::verify::proves;
+use crate::trust::tls::proves;
 use crate::trust::{Authority, Key};
 use crate::volume::{ClusterId, NodeId};
 use bytes::Bytes;

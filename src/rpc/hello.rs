@@ -8,7 +8,7 @@
 
 use super::tls::{CredentialsError, Keys, Locks};
 use crate::trust::Credentials;
-use crate::trust::verify::proves;
+use crate::trust::tls::proves;
 use crate::volume::{ClusterId, NodeId};
 use rustls::pki_types::CertificateDer;
 use std::collections::BTreeSet;

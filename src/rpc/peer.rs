@@ -13,7 +13,7 @@ use super::{
     transport::Transport,
 };
 use crate::exec;
-use crate::trust::verify::proves;
+use crate::trust::tls::proves;
 use crate::volume::ClusterId;
 use parking_lot::Mutex;
 use serde::{Serialize, de::DeserializeOwned};

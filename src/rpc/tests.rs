@@ -317,7 +317,7 @@ async fn handshake(server: &Server, keys: Option<&Credentials>, authority: &Cred
             locks.set(keys.node, keys).unwrap();
             locks.keys().unwrap().call()
         }
-        None => call_pinned(pin(authority.authority())),
+        None => call_pinned(pin(authority.proof().authority())),
     };
     Secure::new(socket, session.unwrap()).await
 }
@@ -410,7 +410,7 @@ async fn strangers_are_refused_with_the_reason() {
         greet(&mut socket, hello(&b, Kind::Data)).await
     };
     assert!(refused.await.is_err());
-    let authority = pin(forged.authority());
+    let authority = pin(forged.proof().authority());
     let error = connect_pinned(&address, authority, &joining, LONG).await.err().unwrap();
     assert!(matches!(error, ConnectError::Untrusted { .. }), "{error}");
     server.stop().await;
@@ -437,7 +437,10 @@ async fn an_expired_certificate_is_refused_and_a_renewed_one_needs_no_new_connec
     for identity in [&a, &b] {
         let before = identity.credentials().unwrap();
         identity.set_credentials(&fresh(identity)).unwrap();
-        assert_ne!(identity.credentials().unwrap().certificate(), before.certificate());
+        assert_ne!(
+            identity.credentials().unwrap().proof().certificate(),
+            before.proof().certificate()
+        );
         assert_eq!(client.number(within(LONG), 3).await.unwrap(), 3);
         connect(&address, Kind::Data, &b, LONG).await.unwrap();
     }
@@ -539,7 +542,7 @@ async fn silent_connections_keep_nobody_out_however_many_there_are() {
 #[tokio::test]
 async fn a_node_without_a_certificate_may_say_one_small_message() {
     let (a, _) = identities();
-    let authority = pin(a.credentials().unwrap().authority());
+    let authority = pin(a.credentials().unwrap().proof().authority());
     let server = Server::bind("127.0.0.1:0", a.clone()).await.unwrap();
     let server = server
         .on(Kind::Enrol, |connection: Connection| async move {

@@ -6,21 +6,16 @@
 
 use super::secure::Cut;
 use crate::trust::Credentials;
-use crate::trust::verify::{Called, PROVIDER, Root, proves};
+use crate::trust::tls::{calls_pinned, nobody, proves};
 use crate::volume::{ClusterId, NodeId};
 use parking_lot::{Mutex, RwLock};
-use rustls::client::Resumption;
-use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName};
-use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
-use rustls::version::TLS13;
-use rustls::{ClientConfig, ClientConnection, Error, RootCertStore, ServerConfig, ServerConnection};
+use rustls::pki_types::CertificateDer;
+use rustls::{ClientConfig, ClientConnection, Error, ServerConfig, ServerConnection};
 use std::collections::BTreeSet;
 use std::sync::{Arc, Weak};
 
 /// What both sides must want to speak (ALPN).
 const PROTOCOL: &[u8] = b"storageos/1";
-/// The name asked for in a handshake; not sent, and not looked at: the hello says who is there.
-const NOBODY: &str = "node.storageos.internal";
 
 /// Why credentials cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -33,26 +28,9 @@ impl From<Error> for CredentialsError {
     }
 }
 
-fn nobody() -> Result<ServerName<'static>, Error> {
-    ServerName::try_from(NOBODY).map_err(|error| Error::General(error.to_string()))
-}
-
 /// A connection to whoever has a certificate of the authority with this hash; ours is not shown.
 pub(super) fn call_pinned(hash: [u8; 32]) -> Result<rustls::Connection, Error> {
-    let config = ClientConfig::builder_with_provider(PROVIDER.clone())
-        .with_protocol_versions(&[&TLS13])?
-        .dangerous()
-        .with_custom_certificate_verifier(Called::new(Root::Pinned(hash)))
-        .with_no_client_auth();
-    Ok(ClientConnection::new(Arc::new(plain(config)), nobody()?)?.into())
-}
-
-/// What is the same for all of our calls.
-fn plain(mut config: ClientConfig) -> ClientConfig {
-    config.alpn_protocols = vec![PROTOCOL.to_vec()];
-    config.resumption = Resumption::disabled();
-    config.enable_sni = false;
-    config
+    Ok(ClientConnection::new(calls_pinned(hash, PROTOCOL)?, nobody()?)?.into())
 }
 
 /// What a node with a certificate calls and answers with.
@@ -65,38 +43,17 @@ pub(super) struct Keys {
 
 impl Keys {
     fn new(credentials: &Credentials) -> Result<Self, CredentialsError> {
-        let certificate = CertificateDer::from(credentials.certificate().to_vec());
-        let authority = CertificateDer::from(credentials.authority().to_vec());
+        let proof = credentials.proof();
+        let certificate = CertificateDer::from(proof.certificate());
         if !proves(&certificate, credentials.node, credentials.cluster) {
             return Err(CredentialsError("the certificate is not this node's".to_owned()));
         }
-        let mut roots = RootCertStore::empty();
-        roots.add(authority.clone())?;
-        // The authority's goes along for those that only have its hash.
-        let chain = vec![certificate, authority];
-        let key = || PrivatePkcs8KeyDer::from(credentials.key().to_vec()).into();
-        let client = ClientConfig::builder_with_provider(PROVIDER.clone())
-            .with_protocol_versions(&[&TLS13])?
-            .dangerous()
-            .with_custom_certificate_verifier(Called::new(Root::Known(roots.clone())))
-            .with_client_auth_cert(chain.clone(), key())?;
-        // A node that is joining has none; what it may do is decided by its hello.
-        let callers = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), PROVIDER.clone())
-            .allow_unauthenticated()
-            .build()
-            .map_err(|error| CredentialsError(error.to_string()))?;
-        let mut server = ServerConfig::builder_with_provider(PROVIDER.clone())
-            .with_protocol_versions(&[&TLS13])?
-            .with_client_cert_verifier(callers)
-            .with_single_cert(chain, key())?;
-        server.alpn_protocols = vec![PROTOCOL.to_vec()];
-        server.session_storage = Arc::new(NoServerSessionStorage {});
-        server.send_tls13_tickets = 0;
         Ok(Self {
             cluster: credentials.cluster,
             credentials: credentials.clone(),
-            client: Arc::new(plain(client)),
-            server: Arc::new(server),
+            client: proof.calls(PROTOCOL)?,
+            // A node that is joining has none; what it may do is decided by its hello.
+            server: proof.answers(PROTOCOL, true)?,
         })
     }
 

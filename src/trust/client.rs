@@ -2,7 +2,8 @@
 //!
 //! The file is like a node's ([`super::Credentials`]): PEM with lines of plain text before it. The key in it is made where the file is, and never sent.
 
-use super::{Key, PemFile, TrustError, pem, random};
+use super::proof::{Proof, line};
+use super::{Key, TrustError, random, read_id};
 use crate::volume::ClusterId;
 use jiff::Timestamp;
 use std::fmt;
@@ -37,9 +38,7 @@ impl FromStr for ClientId {
     type Err = ClientIdError;
 
     fn from_str(text: &str) -> Result<Self, ClientIdError> {
-        let hex = text.len() == 16 && text.bytes().all(|b| b.is_ascii_hexdigit());
-        let number = hex.then(|| u64::from_str_radix(text, 16).ok()).flatten();
-        number.map(|n| Self(n.to_be_bytes())).ok_or(ClientIdError)
+        read_id(text).map(Self).ok_or(ClientIdError)
     }
 }
 
@@ -54,9 +53,7 @@ pub struct ClientCredentials {
     pub cluster: ClusterId,
     /// Until when the certificate holds.
     pub expires: Timestamp,
-    key: Vec<u8>,
-    certificate: Vec<u8>,
-    authority: Vec<u8>,
+    proof: Proof,
 }
 
 impl fmt::Debug for ClientCredentials {
@@ -79,41 +76,23 @@ impl ClientCredentials {
             name,
             cluster,
             expires,
-            key: key.private.clone(),
-            certificate,
-            authority,
+            proof: Proof::new(key, certificate, authority),
         }
     }
 
-    /// The private key, PKCS #8 in DER.
+    /// The key and the certificates.
     #[must_use]
-    pub fn key(&self) -> &[u8] {
-        &self.key
-    }
-
-    /// The certificate, in DER.
-    #[must_use]
-    pub fn certificate(&self) -> &[u8] {
-        &self.certificate
-    }
-
-    /// The authority's certificate, in DER.
-    #[must_use]
-    pub fn authority(&self) -> &[u8] {
-        &self.authority
+    pub fn proof(&self) -> &Proof {
+        &self.proof
     }
 
     /// The file's text; a secret.
     #[must_use]
     pub fn text(&self) -> String {
-        let mut text = format!(
+        self.proof.text(format!(
             "Client: {}\nId: {}\nCluster: {}\nExpires: {}\n",
             self.name, self.client, self.cluster, self.expires
-        );
-        pem(&mut text, "CERTIFICATE", &self.certificate);
-        pem(&mut text, "CERTIFICATE", &self.authority);
-        pem(&mut text, "PRIVATE KEY", &self.key);
-        text
+        ))
     }
 
     /// Reads a file's text.
@@ -121,15 +100,12 @@ impl ClientCredentials {
     /// # Errors
     /// What is wrong with it.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let file = PemFile::parse(text)?;
         Ok(Self {
-            client: PemFile::line(text, "Id")?,
-            name: PemFile::line(text, "Client")?,
-            cluster: PemFile::line(text, "Cluster")?,
-            expires: PemFile::line(text, "Expires")?,
-            key: file.key,
-            certificate: file.certificate,
-            authority: file.authority,
+            client: line(text, "Id")?,
+            name: line(text, "Client")?,
+            cluster: line(text, "Cluster")?,
+            expires: line(text, "Expires")?,
+            proof: Proof::parse(text)?,
         })
     }
 }

@@ -3,7 +3,8 @@
 //! The file is PEM with lines of plain text before it, as the format allows, that say whose it is and how long it holds. Invariants: it is replaced
 //! as a whole, so key and certificate always belong together; only its owner can read it (0600, in a directory with 0700).
 
-use super::{Issued, Key, PemFile, TrustError, pem};
+use super::proof::{Proof, line};
+use super::{Issued, Key, TrustError};
 use crate::os;
 use crate::volume::{ClusterId, NodeId};
 use jiff::Timestamp;
@@ -32,9 +33,7 @@ pub struct Credentials {
     pub expires: Timestamp,
     /// See [`Issued::renewals`].
     pub renewals: u64,
-    key: Vec<u8>,
-    certificate: Vec<u8>,
-    authority: Vec<u8>,
+    proof: Proof,
 }
 
 impl fmt::Debug for Credentials {
@@ -57,28 +56,14 @@ impl Credentials {
             issued: issued.at,
             expires: issued.expires,
             renewals: issued.renewals,
-            key: key.private.clone(),
-            certificate: issued.certificate,
-            authority,
+            proof: Proof::new(key, issued.certificate, authority),
         }
     }
 
-    /// The private key, PKCS #8 in DER.
+    /// The key and the certificates.
     #[must_use]
-    pub fn key(&self) -> &[u8] {
-        &self.key
-    }
-
-    /// The certificate, in DER.
-    #[must_use]
-    pub fn certificate(&self) -> &[u8] {
-        &self.certificate
-    }
-
-    /// The authority's certificate, in DER.
-    #[must_use]
-    pub fn authority(&self) -> &[u8] {
-        &self.authority
+    pub fn proof(&self) -> &Proof {
+        &self.proof
     }
 
     /// When it is to be replaced: two thirds of its time are over then.
@@ -90,31 +75,20 @@ impl Credentials {
 
     /// The file's text.
     pub(super) fn text(&self) -> String {
-        let mut text = format!(
+        self.proof.text(format!(
             "Node: {}\nCluster: {}\nIssued: {}\nExpires: {}\nRenewals: {}\n",
             self.node, self.cluster, self.issued, self.expires, self.renewals
-        );
-        for (label, der) in [
-            ("CERTIFICATE", &self.certificate),
-            ("CERTIFICATE", &self.authority),
-            ("PRIVATE KEY", &self.key),
-        ] {
-            pem(&mut text, label, der);
-        }
-        text
+        ))
     }
 
     pub(super) fn parse(text: &str) -> Result<Self, String> {
-        let file = PemFile::parse(text)?;
         Ok(Self {
-            node: PemFile::line(text, "Node")?,
-            cluster: PemFile::line(text, "Cluster")?,
-            issued: PemFile::line(text, "Issued")?,
-            expires: PemFile::line(text, "Expires")?,
-            renewals: PemFile::line(text, "Renewals")?,
-            key: file.key,
-            certificate: file.certificate,
-            authority: file.authority,
+            node: line(text, "Node")?,
+            cluster: line(text, "Cluster")?,
+            issued: line(text, "Issued")?,
+            expires: line(text, "Expires")?,
+            renewals: line(text, "Renewals")?,
+            proof: Proof::parse(text)?,
         })
     }
 

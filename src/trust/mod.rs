@@ -9,19 +9,17 @@ mod client;
 mod credentials;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
+mod proof;
+pub(crate) mod tls;
 mod token;
-pub(crate) mod verify;
 
 pub use authority::{Authority, Issued, Key};
 pub use client::{ClientCredentials, ClientId};
 pub use credentials::{Credentials, DIRECTORY};
+pub use proof::Proof;
 pub use token::{PREFIX as TOKEN_PREFIX, Token, TokenError, TokenId};
 
 use crate::volume::{ClusterId, NodeId};
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 
 /// Why there is no key, certificate or token.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -49,49 +47,11 @@ pub fn client_name_of(client: ClientId, cluster: ClusterId) -> String {
     format!("{client}.client.{cluster}.storageos.internal")
 }
 
-/// Adds a PEM block to a text.
-fn pem(text: &mut String, label: &str, der: &[u8]) {
-    text.push_str(&format!("-----BEGIN {label}-----\n"));
-    for line in STANDARD.encode(der).as_bytes().chunks(64) {
-        // base64 is ASCII.
-        text.push_str(&String::from_utf8_lossy(line));
-        text.push('\n');
-    }
-    text.push_str(&format!("-----END {label}-----\n"));
-}
-
-/// A PEM file with lines `Name: value` before its blocks, as the format allows: two certificates, the second the authority's, and a key.
-struct PemFile {
-    certificate: Vec<u8>,
-    authority: Vec<u8>,
-    key: Vec<u8>,
-}
-
-impl PemFile {
-    fn parse(text: &str) -> Result<Self, String> {
-        let bytes = text.as_bytes();
-        let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(bytes).collect();
-        let certificates = certificates.map_err(|e| format!("its certificates cannot be read: {e:?}"))?;
-        let [certificate, authority] = certificates.as_slice() else {
-            return Err("it does not hold two certificates".to_owned());
-        };
-        let key = PrivatePkcs8KeyDer::from_pem_slice(bytes).map_err(|e| format!("its key cannot be read: {e:?}"))?;
-        Ok(Self {
-            certificate: certificate.to_vec(),
-            authority: authority.to_vec(),
-            key: key.secret_pkcs8_der().to_vec(),
-        })
-    }
-
-    /// A line's value.
-    fn line<T: std::str::FromStr>(text: &str, name: &str) -> Result<T, String> {
-        let value = text
-            .lines()
-            .find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
-        value
-            .and_then(|value| value.parse().ok())
-            .ok_or_else(|| format!("no line {name} that can be read"))
-    }
+/// The id of a token or client, as its text has it: 16 hexadecimal digits.
+fn read_id(text: &str) -> Option<[u8; 8]> {
+    let hex = text.len() == 16 && text.bytes().all(|b| b.is_ascii_hexdigit());
+    let number = hex.then(|| u64::from_str_radix(text, 16).ok()).flatten();
+    number.map(u64::to_be_bytes)
 }
 
 /// What a token says of the authority's certificate (DER).

@@ -4,7 +4,7 @@
 //! says anything, and carries a secret, of which the cluster keeps a hash only. The text has a check, so that a slip of a pen is told from a token that
 //! is not valid any more.
 
-use super::{TrustError, random};
+use super::{TrustError, random, read_id};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use std::fmt;
@@ -30,9 +30,7 @@ impl FromStr for TokenId {
     type Err = TokenError;
 
     fn from_str(text: &str) -> Result<Self, TokenError> {
-        let hex = text.len() == 16 && text.bytes().all(|b| b.is_ascii_hexdigit());
-        let number = hex.then(|| u64::from_str_radix(text, 16).ok()).flatten();
-        number.map(|n| Self(n.to_be_bytes())).ok_or(TokenError)
+        read_id(text).map(Self).ok_or(TokenError)
     }
 }
 

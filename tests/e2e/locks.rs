@@ -90,8 +90,9 @@ fn knock(address: &str, credentials: Option<&Credentials>, said: &[u8]) -> Resul
     let mut config = match credentials {
         None => config.with_no_client_auth(),
         Some(credentials) => {
-            let chain = [credentials.certificate(), credentials.authority()].map(|der| der.to_vec().into());
-            let key = PrivatePkcs8KeyDer::from(credentials.key().to_vec());
+            let chain =
+                [credentials.proof().certificate(), credentials.proof().authority()].map(|der| der.to_vec().into());
+            let key = PrivatePkcs8KeyDer::from(credentials.proof().key().to_vec());
             config.with_client_auth_cert(chain.into(), key.into()).unwrap()
         }
     };
@@ -541,7 +542,8 @@ fn rotate_certificates_reaches_every_node_also_one_that_is_away() {
     });
     let renewed = |index: usize| {
         let now = credentials(&cluster.nodes[index].directory);
-        (now.renewals == before[index].renewals + 1 && now.certificate() != before[index].certificate()).then_some(())
+        (now.renewals == before[index].renewals + 1 && now.proof().certificate() != before[index].proof().certificate())
+            .then_some(())
     };
     eventually("n1 renews", || renewed(0));
     eventually("n2 renews", || renewed(1));
@@ -567,7 +569,7 @@ fn a_node_that_lost_its_certificate_makes_a_new_one_and_one_that_knows_no_author
     node.start();
     let after = credentials(&node.directory);
     assert_eq!((after.node, after.cluster), (before.node, before.cluster));
-    assert_ne!(after.certificate(), before.certificate());
+    assert_ne!(after.proof().certificate(), before.proof().certificate());
     assert_eq!(cluster.nodes[2].cli(&["cluster", "connectivity", "-q"]).ok(), "");
     // Of another node: named, and nothing is overwritten.
     cluster.nodes[2].kill();
