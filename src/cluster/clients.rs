@@ -1,8 +1,7 @@
 //! The records of the clients of the API over the network: a client without a record is refused, whatever its certificate says.
 
-use super::catalog::{ATTEMPTS, Catalog, CatalogError, compare, not_found, put};
+use super::catalog::{Catalog, CatalogError, put};
 use super::records::{Key, encode};
-use super::store::Change;
 use super::trust::later;
 use crate::exec;
 use crate::trust::ClientId;
@@ -56,15 +55,9 @@ impl Catalog {
             ));
         }
         let now = exec::time::wall();
-        let mut there = 0;
-        for (id, client) in self.clients().await? {
-            if client.expires_at <= now {
-                let key = Key::Client(id).text();
-                self.transact(Vec::new(), vec![Change::Delete { key }]).await?;
-            } else {
-                there += 1;
-            }
-        }
+        let clients = self.clients().await?.into_iter();
+        let clients = clients.map(|(id, client)| (Key::Client(id), client.expires_at));
+        let there = self.forget_expired(clients, now).await?;
         if there >= MAX_CLIENTS {
             return Err(CatalogError::InUse(format!(
                 "there are {MAX_CLIENTS} clients already; remove some (storageos cluster client ls)"
@@ -89,12 +82,11 @@ impl Catalog {
     /// # Errors
     /// [`CatalogError::Unavailable`]
     pub async fn clients(&self) -> Result<Vec<(ClientId, ClientRecord)>, CatalogError> {
-        let (rows, _) = self.store().range("clients/").await?;
-        let clients = rows.iter().filter_map(|row| match Key::parse(&row.key)? {
-            Key::Client(id) => Some((id, super::records::decode(&row.key, &row.value)?)),
+        let id = |key| match key {
+            Key::Client(id) => Some(id),
             _ => None,
-        });
-        Ok(clients.collect())
+        };
+        self.grants("clients/", id).await
     }
 
     /// Takes a client's leave away.
@@ -102,19 +94,7 @@ impl Catalog {
     /// # Errors
     /// [`CatalogError::NotFound`], [`CatalogError::Unavailable`]
     pub async fn remove_client(&self, id: ClientId) -> Result<(), CatalogError> {
-        let key = Key::Client(id).text();
-        for attempt in 0..ATTEMPTS {
-            let row = match self.store().get(&key).await? {
-                Some(row) => row,
-                None if attempt > 0 => return Ok(()),
-                None => return Err(not_found("client", &id.to_string())),
-            };
-            let change = Change::Delete { key: key.clone() };
-            if self.transact(vec![compare(&key, row.revision)], vec![change]).await? {
-                return Ok(());
-            }
-        }
-        Err(CatalogError::Conflict(format!("client `{id}`")))
+        self.take_away(Key::Client(id), "client", id).await
     }
 }
 

@@ -17,6 +17,7 @@ mod etcd;
 mod export;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
+mod grants;
 mod kv;
 mod liveness;
 mod memory;

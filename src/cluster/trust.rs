@@ -7,7 +7,6 @@
 use super::catalog::{ATTEMPTS, Catalog, CatalogError, compare, grave_name, not_found, put, read, revision};
 use super::clients::IssuedClient;
 use super::records::{Key, encode};
-use super::store::Change;
 use crate::exec;
 use crate::trust::{Authority, ClientId, Credentials, Issued, Key as KeyPair, Token, TokenId, TrustError};
 use crate::volume::{ClusterId, NodeId};
@@ -218,15 +217,9 @@ impl Catalog {
             return Err(CatalogError::Invalid(format!("a token has 1 to {MAX_USES} uses")));
         }
         let now = exec::time::wall();
-        let mut there = 0;
-        for (id, token) in self.tokens().await? {
-            if token.expires_at <= now {
-                let key = Key::Token(id).text();
-                self.transact(Vec::new(), vec![Change::Delete { key }]).await?;
-            } else {
-                there += 1;
-            }
-        }
+        let tokens = self.tokens().await?.into_iter();
+        let tokens = tokens.map(|(id, token)| (Key::Token(id), token.expires_at));
+        let there = self.forget_expired(tokens, now).await?;
         if there >= MAX_TOKENS {
             return Err(CatalogError::InUse(format!(
                 "there are {MAX_TOKENS} tokens already; remove some (storageos cluster token ls)"
@@ -251,12 +244,11 @@ impl Catalog {
     /// # Errors
     /// [`CatalogError::Unavailable`]
     pub async fn tokens(&self) -> Result<Vec<(TokenId, TokenRecord)>, CatalogError> {
-        let (rows, _) = self.store().range("tokens/").await?;
-        let tokens = rows.iter().filter_map(|row| match Key::parse(&row.key)? {
-            Key::Token(id) => Some((id, super::records::decode(&row.key, &row.value)?)),
+        let id = |key| match key {
+            Key::Token(id) => Some(id),
             _ => None,
-        });
-        Ok(tokens.collect())
+        };
+        self.grants("tokens/", id).await
     }
 
     /// Takes a token away; nodes that joined by it stay.
@@ -264,19 +256,7 @@ impl Catalog {
     /// # Errors
     /// [`CatalogError::NotFound`], [`CatalogError::Unavailable`]
     pub async fn remove_token(&self, id: TokenId) -> Result<(), CatalogError> {
-        let key = Key::Token(id).text();
-        for attempt in 0..ATTEMPTS {
-            let row = match self.store().get(&key).await? {
-                Some(row) => row,
-                None if attempt > 0 => return Ok(()),
-                None => return Err(not_found("token", &id.to_string())),
-            };
-            let change = Change::Delete { key: key.clone() };
-            if self.transact(vec![compare(&key, row.revision)], vec![change]).await? {
-                return Ok(());
-            }
-        }
-        Err(CatalogError::Conflict(format!("token `{id}`")))
+        self.take_away(Key::Token(id), "token", id).await
     }
 
     /// Uses a token up for a node, and certifies that the owner of this public key is the node. The same node with the same key may ask again: its first
