@@ -73,6 +73,15 @@ pub struct ApiError {
     pub hint: Option<String>,
 }
 
+/// The command that lists objects of a kind.
+#[must_use]
+pub(crate) fn list_of(kind: &str) -> String {
+    match kind {
+        "token" | "client" => format!("storageos cluster {kind} ls"),
+        kind => format!("storageos {kind} ls"),
+    }
+}
+
 impl ApiError {
     /// An error without a hint.
     #[must_use]
@@ -94,7 +103,7 @@ impl ApiError {
     /// [`Code::NotFound`] for an object of this kind and name.
     #[must_use]
     pub fn not_found(kind: &str, name: impl std::fmt::Display) -> Self {
-        Self::new(Code::NotFound, format!("{kind} {name} does not exist")).hint(format!("see storageos {kind} ls"))
+        Self::new(Code::NotFound, format!("{kind} {name} does not exist")).hint(format!("see {}", list_of(kind)))
     }
 
     /// [`Code::Conflict`].

@@ -17,6 +17,7 @@ mod socket;
 pub mod types;
 
 pub use client::{Client, escape};
+pub(crate) use error::list_of;
 pub use error::{ApiError, Code};
 pub use monitoring::serve_monitoring;
 pub use operations::Operations;

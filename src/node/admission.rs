@@ -388,9 +388,7 @@ impl Joined {
 
     /// `cluster token rm`.
     pub(super) async fn remove_token(&self, id: &str) -> Result<(), ApiError> {
-        let id: TokenId = id
-            .parse()
-            .map_err(|_| ApiError::not_found("token", id).hint("see storageos cluster token ls"))?;
+        let id: TokenId = id.parse().map_err(|_| ApiError::not_found("token", id))?;
         self.control.catalog.remove_token(id).await?;
         tracing::info!(token = %id, "token removed");
         Ok(())

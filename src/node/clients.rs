@@ -42,8 +42,7 @@ impl Joined {
 
     /// `cluster client rm`.
     pub(super) async fn remove_client(&self, id: &str) -> Result<(), ApiError> {
-        let unknown = || ApiError::not_found("client", id).hint("see storageos cluster client ls");
-        let id: ClientId = id.parse().map_err(|_| unknown())?;
+        let id: ClientId = id.parse().map_err(|_| ApiError::not_found("client", id))?;
         self.control.catalog.remove_client(id).await?;
         tracing::info!(client = %id, "client of the API removed");
         Ok(())

@@ -1,6 +1,6 @@
 //! The control plane as the daemon's parts use it: the catalog, a view that is kept fresh, and errors that name what to do.
 
-use crate::api::{ApiError, Code};
+use crate::api::{ApiError, Code, list_of};
 use crate::cluster::{Catalog, CatalogError, View};
 use crate::volume::{Volume, VolumeId, VolumeRef};
 use parking_lot::Mutex;
@@ -14,7 +14,7 @@ impl From<CatalogError> for ApiError {
         let message = error.to_string();
         match error {
             CatalogError::NotFound { kind, .. } => {
-                Self::new(Code::NotFound, message).hint(format!("see: storageos {kind} ls"))
+                Self::new(Code::NotFound, message).hint(format!("see: {}", list_of(kind)))
             }
             CatalogError::Exists { .. }
             | CatalogError::Conflict(_)

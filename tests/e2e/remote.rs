@@ -196,7 +196,10 @@ fn nobody_else_gets_in() {
             (said.code == 8 && said.err.contains("was removed")).then_some(())
         });
     }
-    cluster.cli(&["cluster", "client", "rm", id]).fails_with(3);
+    for unknown in [id, "laptop"] {
+        let error = cluster.cli(&["cluster", "client", "rm", unknown]).fails_with(3);
+        assert!(error.contains("storageos cluster client ls"), "{error}");
+    }
     // A file that is none.
     let broken = cluster.directory.join("broken.pem");
     fs::write(&broken, "x").unwrap();
