@@ -1,4 +1,4 @@
-//! A TCP listener for whoever asks: a bounded number of connections, none of which may idle for long.
+//! A TCP listener for whoever asks: a bounded number of connections, which may be bounded in their silence, too.
 //!
 //! Without it a stranger could take all of the daemon's file descriptors, which its volumes need. Connections beyond the bound wait in the kernel's
 //! backlog until a place is free.
@@ -19,12 +19,12 @@ use tokio::time::{Instant, Sleep, sleep};
 pub(super) struct Bounded {
     listener: TcpListener,
     places: Arc<Semaphore>,
-    idle: Duration,
+    idle: Option<Duration>,
 }
 
 impl Bounded {
-    /// At most so many connections; one from which nothing comes for `idle` ends.
-    pub(super) fn new(listener: TcpListener, connections: usize, idle: Duration) -> Self {
+    /// At most so many connections; one from which nothing comes for `idle` ends, if that is bounded.
+    pub(super) fn new(listener: TcpListener, connections: usize, idle: Option<Duration>) -> Self {
         Self {
             listener,
             places: Arc::new(Semaphore::new(connections)),
@@ -45,7 +45,7 @@ impl Listener for Bounded {
         let guest = Guest {
             stream,
             idle: self.idle,
-            end: Box::pin(sleep(self.idle)),
+            end: self.idle.map(|idle| Box::pin(sleep(idle))),
             _place: place,
         };
         (guest, address)
@@ -59,20 +59,23 @@ impl Listener for Bounded {
 /// A connection: gives its place back when it is dropped.
 pub(super) struct Guest {
     stream: TcpStream,
-    idle: Duration,
-    end: Pin<Box<Sleep>>,
+    idle: Option<Duration>,
+    end: Option<Pin<Box<Sleep>>>,
     _place: Option<OwnedSemaphorePermit>,
 }
 
 impl AsyncRead for Guest {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let result = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        let guest = &mut *self;
+        let result = Pin::new(&mut guest.stream).poll_read(cx, buffer);
+        let (Some(idle), Some(end)) = (guest.idle, &mut guest.end) else {
+            return result;
+        };
         if result.is_ready() {
-            let end = Instant::now() + self.idle;
-            self.end.as_mut().reset(end);
+            end.as_mut().reset(Instant::now() + idle);
             return result;
         }
-        match self.end.as_mut().poll(cx) {
+        match end.as_mut().poll(cx) {
             Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
             Poll::Pending => Poll::Pending,
         }
@@ -104,7 +107,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let app = Router::new().route("/", get(|| async { "here" }));
-        let bounded = Bounded::new(listener, connections, idle);
+        let bounded = Bounded::new(listener, connections, Some(idle));
         tokio::spawn(async move { axum::serve(bounded, app).await });
         address
     }

@@ -1,6 +1,6 @@
 //! The API's client: one connection for each request, which is what a command line needs.
 
-use super::dial::Target;
+use super::dial::{SCHEME, Target};
 use super::types::*;
 use super::{ApiError, Code};
 use crate::trust::ClientCredentials;
@@ -29,6 +29,12 @@ impl Client {
     pub fn new(host: &str, credentials: Option<&ClientCredentials>) -> Result<Self, ApiError> {
         let target = Target::parse(host, credentials)?;
         Ok(Self { target })
+    }
+
+    /// Whether a host is reached over the network, for which credentials are needed.
+    #[must_use]
+    pub fn is_remote(host: &str) -> bool {
+        host.starts_with(SCHEME)
     }
 
     /// The socket's path.
@@ -124,15 +130,15 @@ impl Client {
 
     async fn send_bytes(&self, method: Method, path: &str, body: Option<Bytes>) -> Result<Bytes, ApiError> {
         let stream = self.target.dial().await?;
-        let lost = |error: hyper::Error| {
-            self.target.refused(&error).unwrap_or_else(|| {
+        let lost = |error: &(dyn std::error::Error + 'static)| {
+            self.target.refused(error).unwrap_or_else(|| {
                 ApiError::unavailable(format!("the daemon on {} stopped answering: {error}", self.target))
                     .hint("what was asked for may or may not have been done; see the daemon's log")
             })
         };
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
-            .map_err(lost)?;
+            .map_err(|e| lost(&e))?;
         // Ends with the sender; its error also shows up there.
         let driver = tokio::spawn(connection);
         let request = Request::builder()
@@ -142,14 +148,12 @@ impl Client {
             .header("content-type", "application/json")
             .body(Full::new(body.unwrap_or_default()))
             .map_err(|e| ApiError::new(Code::Usage, format!("bad request: {e}")))?;
-        let answer = sender.send_request(request).await.map_err(lost)?;
+        let answer = sender.send_request(request).await.map_err(|e| lost(&e))?;
         let status = answer.status();
         let bytes = Limited::new(answer.into_body(), MAX_ANSWER)
             .collect()
             .await
-            .map_err(|error| {
-                ApiError::unavailable(format!("the daemon on {} stopped answering: {error}", self.target))
-            })?
+            .map_err(|e| lost(&*e))?
             .to_bytes();
         driver.abort();
         if status.is_success() {

@@ -17,7 +17,7 @@ use tokio_rustls::TlsConnector;
 /// Longest time to reach a node over the network.
 const REACH: Duration = Duration::from_secs(10);
 /// How an address over the network begins.
-const SCHEME: &str = "https://";
+pub(super) const SCHEME: &str = "https://";
 
 /// Where a daemon is.
 #[derive(Clone)]

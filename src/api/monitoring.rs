@@ -45,7 +45,7 @@ pub async fn serve_monitoring(
         .fallback(nothing_else)
         .method_not_allowed_fallback(only_get)
         .with_state(operations);
-    let listener = Bounded::new(listener, MAX_CONNECTIONS, IDLE);
+    let listener = Bounded::new(listener, MAX_CONNECTIONS, Some(IDLE));
     let serving = axum::serve(listener, app).with_graceful_shutdown(stop.clone().cancelled_owned());
     let late = async {
         stop.cancelled().await;

@@ -5,6 +5,7 @@
 //!
 //! Bounds: [`MAX_CONNECTIONS`]; a handshake takes [`HANDSHAKE`] at most, a request's head [`HEAD`]; when the daemon ends, requests under way get [`GRACE`].
 
+use super::bounded::{Bounded, Guest};
 use super::server::router_for_clients;
 use super::{ApiError, Code, Operations};
 use crate::trust::Credentials;
@@ -13,6 +14,7 @@ use axum::extract::Request;
 use axum::http::Method;
 use axum::middleware::{self, Next};
 use axum::response::IntoResponse;
+use axum::serve::Listener;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -20,8 +22,7 @@ use rustls::pki_types::CertificateDer;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -34,8 +35,6 @@ const HANDSHAKE: Duration = Duration::from_secs(5);
 const HEAD: Duration = Duration::from_secs(10);
 /// How long requests under way are waited for when the daemon ends.
 const GRACE: Duration = Duration::from_secs(2);
-/// Pause when the system gives no connection, as without file descriptors.
-const PAUSE: Duration = Duration::from_millis(100);
 /// What both sides must want to speak (ALPN).
 pub(super) const PROTOCOL: &[u8] = b"http/1.1";
 
@@ -59,33 +58,20 @@ pub async fn serve_clients(
     stop: CancellationToken,
 ) {
     let app = router_for_clients(operations);
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    // A handshake and a head have their own bounds, and an answer may take long.
+    let mut listener = Bounded::new(listener, MAX_CONNECTIONS, None);
     let connections = TaskTracker::new();
     loop {
-        let next = async {
-            // It is never closed.
-            let place = places.clone().acquire_owned().await.ok();
-            (place, listener.accept().await)
-        };
-        let (place, accepted) = tokio::select! {
+        let (stream, address) = tokio::select! {
             () = stop.cancelled() => break,
-            next = next => next,
+            accepted = listener.accept() => accepted,
         };
-        match accepted {
-            Ok((tcp, address)) => {
-                let (app, gate, stop) = (app.clone(), gate.clone(), stop.clone());
-                connections.spawn(async move {
-                    if let Err(error) = guest(tcp, address, app, &*gate, stop).await {
-                        tracing::debug!(%address, %error, "a connection to the API ended");
-                    }
-                    drop(place);
-                });
+        let (app, gate, stop) = (app.clone(), gate.clone(), stop.clone());
+        connections.spawn(async move {
+            if let Err(error) = guest(stream, address, app, &*gate, stop).await {
+                tracing::debug!(%address, %error, "a connection to the API ended");
             }
-            Err(error) => {
-                tracing::debug!(%error, "a connection to the API was not made");
-                tokio::time::sleep(PAUSE).await;
-            }
-        }
+        });
     }
     connections.close();
     let _ = tokio::time::timeout(GRACE, connections.wait()).await;
@@ -108,7 +94,7 @@ enum GuestError {
 
 /// One connection, from handshake to answer.
 async fn guest(
-    tcp: TcpStream,
+    stream: Guest,
     address: SocketAddr,
     app: Router,
     gate: &dyn Gatekeeper,
@@ -116,7 +102,7 @@ async fn guest(
 ) -> Result<(), GuestError> {
     let credentials = gate.credentials().ok_or(GuestError::NoCluster)?;
     let config = credentials.proof().answers(PROTOCOL, false)?;
-    let accepting = TlsAcceptor::from(config).accept(tcp);
+    let accepting = TlsAcceptor::from(config).accept(stream);
     let tls = match tokio::time::timeout(HANDSHAKE, accepting).await {
         Ok(Ok(tls)) => tls,
         Ok(Err(error)) => return Err(GuestError::Handshake(error)),

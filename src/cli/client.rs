@@ -2,7 +2,7 @@
 
 use super::args::ClientVerb;
 use super::token::parse_life;
-use super::{for_each, output, print};
+use super::{for_each, output, print, text_of};
 use crate::api::types::{ClientCreate, ClientInfo, ClientMade};
 use crate::api::{ApiError, Client, Code, escape};
 use crate::trust::{ClientCredentials, Key};
@@ -10,7 +10,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use std::fmt;
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -114,9 +114,7 @@ pub(super) fn credentials(path: &Path) -> Result<ClientCredentials, ApiError> {
         ApiError::invalid(format!("client certificate {}: {why}", path.display()))
             .hint("make one on a node of the cluster: storageos cluster client create NAME")
     };
-    let mut text = String::new();
-    File::open(path)
-        .and_then(|file| file.take(LONGEST).read_to_string(&mut text))
-        .map_err(|error| failed(&error))?;
+    let text = File::open(path).and_then(|file| text_of(file, LONGEST));
+    let text = text.map_err(|error| failed(&error))?;
     ClientCredentials::parse(&text).map_err(|why| failed(&why))
 }

@@ -35,7 +35,7 @@ use args::{Cli, Noun};
 use clap::Parser;
 use config_file::Origin;
 use std::ffi::OsString;
-use std::io::{IsTerminal, Write};
+use std::io::{IsTerminal, Read, Write};
 use std::process::ExitCode;
 
 /// Parses the command line, does what it says, and returns the exit code.
@@ -114,7 +114,7 @@ fn dispatch(cli: Cli, origin: &Origin) -> Result<ExitCode, ApiError> {
     let host = cli.host.unwrap_or_else(|| DEFAULT_SOCKET.to_owned());
     let credentials = match cli.client_cert {
         // An empty variable of the environment is none.
-        Some(file) if host.starts_with("https://") && !file.as_os_str().is_empty() => Some(client::credentials(&file)?),
+        Some(file) if Client::is_remote(&host) && !file.as_os_str().is_empty() => Some(client::credentials(&file)?),
         _ => None,
     };
     let client = Client::new(&host, credentials.as_ref())?;
@@ -140,6 +140,13 @@ fn print(text: &str) -> Result<(), ApiError> {
         }
         _ => Ok(()),
     }
+}
+
+/// A text of at most so many bytes; what is longer is cut off.
+fn text_of(from: impl Read, longest: u64) -> std::io::Result<String> {
+    let mut text = String::new();
+    from.take(longest).read_to_string(&mut text)?;
+    Ok(text)
 }
 
 /// Whether a person reads stderr.

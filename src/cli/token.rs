@@ -2,11 +2,10 @@
 
 use super::args::{Secret, TokenOptions, TokenVerb};
 use super::mount::in_units;
-use super::{for_each, output, print};
+use super::{for_each, output, print, text_of};
 use crate::api::types::{TokenCreate, TokenInfo, TokenMade};
 use crate::api::{ApiError, Client, Code, escape};
 use crate::node::TokenSource;
-use std::io::Read;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -94,16 +93,12 @@ pub(super) fn read(options: TokenOptions) -> Result<Option<String>, ApiError> {
 }
 
 fn from(path: &Path) -> Result<String, ApiError> {
-    let failed = |error| ApiError::invalid(format!("token file {}: {error}", path.display()));
-    let mut text = String::new();
     let read = if path.as_os_str() == "-" {
-        std::io::stdin().take(LONGEST).read_to_string(&mut text)
+        text_of(std::io::stdin(), LONGEST)
     } else {
-        let file = std::fs::File::open(path).map_err(failed)?;
-        file.take(LONGEST).read_to_string(&mut text)
+        std::fs::File::open(path).and_then(|file| text_of(file, LONGEST))
     };
-    read.map_err(failed)?;
-    Ok(text)
+    read.map_err(|error| ApiError::invalid(format!("token file {}: {error}", path.display())))
 }
 
 /// A time of seconds to years: `90s`, `30m`, `1h`, `7d`.
