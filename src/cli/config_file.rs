@@ -101,6 +101,10 @@ fn is_key(option: &str) -> bool {
 /// # Errors
 /// See [`ConfigError`]. Words that clap does not understand are left to who parses them.
 pub(super) fn complete(mut words: Vec<OsString>) -> Result<(Vec<OsString>, Origin), ConfigError> {
+    let names_one = |word: &OsString| word == "--config" || word.as_encoded_bytes().starts_with(b"--config=");
+    if !words.iter().any(names_one) {
+        return Ok((words, Origin::default()));
+    }
     let Ok(matches) = Cli::command().try_get_matches_from(&words) else {
         return Ok((words, Origin::default()));
     };

@@ -34,8 +34,8 @@ pub(super) fn run(options: RunOptions, debug: bool, origin: &Origin) -> Result<E
     logs(options.log_filter.as_deref(), level, json, Some(log.clone()));
     let check = options.check;
     let config = config(options, log, origin.words())?;
-    Daemon::check(&config).map_err(failed)?;
     if check {
+        Daemon::check(&config).map_err(failed)?;
         return Ok(ExitCode::SUCCESS);
     }
     keep_large_buffers_apart();
