@@ -112,10 +112,7 @@ impl View {
     /// Copies of any volume that a node holds or held.
     #[must_use]
     pub fn copies_on(&self, node: NodeId) -> usize {
-        let holds = |v: &&Arc<Volume>| {
-            let c = &v.configuration;
-            c.in_sync.contains(&node) || c.syncing.contains(&node) || c.lost.contains_key(&node)
-        };
+        let holds = |v: &&Arc<Volume>| v.configuration.has_copy_on(node);
         self.volumes.values().filter(holds).count()
     }
 }

@@ -41,9 +41,7 @@ impl State {
         }
         Ok(self.store.get(&orphan_key(ino))?.is_some())
     }
-}
 
-impl State {
     /// Gives memory back when the kernel has forgotten most of what it knew, so that a walk over millions of files is not paid for ever.
     fn shrink_references(&mut self) {
         let (length, capacity) = (self.references.len(), self.references.capacity());

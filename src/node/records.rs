@@ -92,13 +92,9 @@ impl KnownParts {
 #[async_trait]
 impl Parts for KnownParts {
     async fn holds(&self, volume: VolumeId, node: NodeId) -> bool {
-        self.says(|view| {
-            view.volumes.get(&volume).is_some_and(|volume| {
-                let now = &volume.configuration;
-                now.in_sync.contains(&node) || now.syncing.contains(&node) || now.lost.contains_key(&node)
-            })
-        })
-        .await
+        let holds = |volume: &Volume| volume.configuration.has_copy_on(node);
+        self.says(|view| view.volumes.get(&volume).is_some_and(|volume| holds(volume)))
+            .await
     }
 
     async fn mounts(&self, volume: VolumeId, node: NodeId) -> bool {

@@ -188,9 +188,7 @@ fn volumes(
         let labels = names.labels();
         let configuration = &volume.configuration;
         let is_master = configuration.master == Some(this);
-        let holds = configuration.in_sync.contains(&this)
-            || configuration.syncing.contains(&this)
-            || configuration.lost.contains_key(&this);
+        let holds = configuration.has_copy_on(this);
         masters += usize::from(is_master);
         replicas += usize::from(holds && !is_master);
         let mount = joined.mounts.get(volume.id);

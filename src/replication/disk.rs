@@ -2,7 +2,7 @@
 
 use super::store::{Copies, Copy, CopyError, CopyWrite, Found, Sum};
 use crate::{
-    block::{CopyStore, StoreError},
+    block::{CopyStore, Opened, StoreError},
     volume::VolumeId,
 };
 use std::{
@@ -132,6 +132,16 @@ impl Copy for CopyStore {
     }
 }
 
+impl From<Opened> for Found {
+    fn from(opened: Opened) -> Self {
+        Self {
+            clean: opened.clean,
+            same_boot: opened.same_boot,
+            hot: opened.hot,
+        }
+    }
+}
+
 impl Copies for DiskCopies {
     fn create(&self, volume: VolumeId, blocks: u64, epoch: u64) -> Result<Arc<dyn Copy>, CopyError> {
         Ok(Arc::new(CopyStore::create(&self.path(volume), volume, blocks, epoch)?))
@@ -145,12 +155,7 @@ impl Copies for DiskCopies {
                 store.volume()
             )));
         }
-        let found = Found {
-            clean: opened.clean,
-            same_boot: opened.same_boot,
-            hot: opened.hot,
-        };
-        Ok((Arc::new(store), found))
+        Ok((Arc::new(store), opened.into()))
     }
 
     fn remove(&self, volume: VolumeId) -> Result<(), CopyError> {

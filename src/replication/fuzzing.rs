@@ -163,12 +163,7 @@ impl Copies for InMemory {
 
     fn open(&self, volume: VolumeId) -> Result<(Arc<dyn Copy>, Found), CopyError> {
         let (store, opened) = self.0.open_copy(&Self::directory(volume))?;
-        let found = Found {
-            clean: opened.clean,
-            same_boot: opened.same_boot,
-            hot: opened.hot,
-        };
-        Ok((Arc::new(store), found))
+        Ok((Arc::new(store), opened.into()))
     }
 
     fn remove(&self, volume: VolumeId) -> Result<(), CopyError> {

@@ -106,13 +106,10 @@ pub fn sentence(kind: EventKind, node: Option<&str>, detail: &str) -> String {
 /// The events that a change of a configuration is, as its master sees it: copies that were lost, left, are synced or in sync.
 #[must_use]
 pub fn changes(old: &Configuration, new: &Configuration) -> Vec<(EventKind, NodeId)> {
-    let holds = |c: &Configuration, node: &NodeId| {
-        c.in_sync.contains(node) || c.syncing.contains(node) || c.lost.contains_key(node)
-    };
     let mut found = Vec::new();
     let all = old.in_sync.iter().chain(&old.syncing).chain(old.lost.keys());
     found.extend(
-        all.filter(|node| !holds(new, node))
+        all.filter(|node| !new.has_copy_on(**node))
             .map(|node| (EventKind::ReplicaRemoved, *node)),
     );
     let lost = new.lost.keys().filter(|node| !old.lost.contains_key(node));

@@ -68,6 +68,12 @@ impl Configuration {
         self.failures.remove(&node);
     }
 
+    /// Whether a node holds a copy, or held one that is lost now.
+    #[must_use]
+    pub fn has_copy_on(&self, node: NodeId) -> bool {
+        self.in_sync.contains(&node) || self.syncing.contains(&node) || self.lost.contains_key(&node)
+    }
+
     /// How often a copy failed by itself of late.
     #[must_use]
     pub fn failures_of(&self, node: NodeId) -> u8 {
