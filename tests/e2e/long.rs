@@ -1,7 +1,8 @@
 //! What takes too long for every run: `tests/long` runs it with a release build and keeps the results. Each prints lines `result NAME VALUE`.
 
-use crate::harness::{Cluster, bash, eventually, run};
+use crate::harness::{Cluster, bash, eventually};
 use crate::mixed::exercise_beside_kills;
+use crate::posix::tool;
 use std::fs;
 use std::path::Path;
 use std::time::Instant;
@@ -14,12 +15,6 @@ fn result(name: &str, value: impl std::fmt::Display) {
     println!("result {name} {value}");
 }
 
-/// A tool of `tests/tools`.
-fn tool(script: &str, arguments: &[&str]) -> String {
-    let path = format!("{}/tests/tools/{script}", env!("CARGO_MANIFEST_DIR"));
-    run(&path, arguments).ok()
-}
-
 /// Resident memory of a daemon, in MiB.
 fn resident(cluster: &Cluster, node: usize) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", cluster.nodes[node].pid())).unwrap();
@@ -27,14 +22,10 @@ fn resident(cluster: &Cluster, node: usize) -> u64 {
     line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
 }
 
-/// Operations on one file: fsx leaves a mapping behind with each mapped read, of which the kernel allows a process 65,530, and all are walked when
-/// the file gets shorter.
-const PIECE: u64 = 50_000;
-
 #[test]
 #[ignore = "long: tests/long"]
 fn fsx() {
-    let pieces = setting("LONG_OPERATIONS", 1_000_000).div_ceil(PIECE);
+    let operations = setting("LONG_OPERATIONS", 1_000_000).to_string();
     for seed in setting("LONG_FIRST_SEED", 1)..=setting("LONG_SEEDS", 5) {
         let start = Instant::now();
         let mut cluster = Cluster::start(3);
@@ -44,12 +35,8 @@ fn fsx() {
         );
         let mount = cluster.mount(0, "default/data");
         let at = mount.to_str().unwrap().to_owned();
-        let worker = std::thread::spawn(move || {
-            for piece in 0..pieces {
-                let number = (seed * 1_000_000 + piece).to_string();
-                tool("fsx", &[&at, &PIECE.to_string(), &number]);
-            }
-        });
+        let (of, number) = (operations.clone(), seed.to_string());
+        let worker = std::thread::spawn(move || tool("fsx", &[&at, &of, &number]));
         // With the last seed the replica is killed and comes back, over and over.
         while seed == setting("LONG_SEEDS", 5) && !worker.is_finished() {
             let names = cluster.replicas("data", "healthy");

@@ -3,7 +3,7 @@
 use crate::harness::{Cluster, run};
 
 /// The runner scripts, with the installed suites' versions in them.
-fn tool(script: &str, arguments: &[&str]) -> String {
+pub fn tool(script: &str, arguments: &[&str]) -> String {
     let path = format!("{}/tests/tools/{script}", env!("CARGO_MANIFEST_DIR"));
     run(&path, arguments).ok()
 }
